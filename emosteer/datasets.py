@@ -1,0 +1,219 @@
+"""The texts that emosteer reads: contrastive pairs, diagnostic pairs, prompts and neutral texts, as JSON lines.
+
+Every loader takes a user's own file as well as the shipped ones, and refuses a bad line with its file and number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from emosteer.errors import EmosteerError
+
+SHIPPED = Path(__file__).parent / "data"
+Message = dict[str, str]
+"""One turn of a dialogue: `role` (system, user or assistant) and `content`."""
+
+
+@dataclass(frozen=True)
+class ContrastivePair:
+    """Two texts about the same thing: `positive` expresses the target emotion, `negative` its counterpart."""
+
+    id: str
+    positive: str
+    negative: str
+    topic: str = ""
+
+
+@dataclass(frozen=True)
+class DiagnosticPair:
+    """Two prompts of one sentence frame. The reply begins with `reply_prefix`; its next word tells the emotion.
+
+    `clean` calls for a word of `expressive` (the target emotion), `corrupted` for one of `counterpart`.
+    """
+
+    id: str
+    clean: str
+    corrupted: str
+    reply_prefix: str
+    expressive: tuple[str, ...]
+    counterpart: tuple[str, ...]
+    topic: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a user says: the last of `messages`, shown in tables as `text`."""
+
+    id: str
+    text: str
+    category: str
+    messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class NeutralText:
+    """A text without emotion, from which a model's usual activation norms are measured."""
+
+    id: str
+    text: str
+
+
+Item = TypeVar("Item", ContrastivePair, DiagnosticPair, Prompt, NeutralText)
+
+
+def load_contrastive_pairs(path: Path) -> list[ContrastivePair]:
+    """The pairs of a file; raises EmosteerError with file and line where one is unusable."""
+    return _load(path, _contrastive_pair)
+
+
+def load_diagnostic_pairs(path: Path) -> list[DiagnosticPair]:
+    """The diagnostic pairs of a file; raises EmosteerError with file and line where one is unusable."""
+    return _load(path, _diagnostic_pair)
+
+
+def load_prompts(path: Path, limit: int | None = None) -> list[Prompt]:
+    """The first `limit` prompts of a file (all for None), in its order; raises EmosteerError as the others do."""
+    if limit is not None and limit < 1:
+        raise EmosteerError(f"prompts.limit={limit}: give a whole number of at least 1, or null for all prompts")
+    return _load(path, _prompt)[:limit]
+
+
+def load_neutral_texts(path: Path = SHIPPED / "neutral" / "neutral.jsonl") -> list[NeutralText]:
+    """The neutral texts of a file; raises EmosteerError as the others do."""
+    return _load(path, _neutral_text)
+
+
+def digest(items: Sequence[Item]) -> str:
+    """A hash of what a model would read, in order: equal texts have equal digests, wherever their file lies."""
+    return hashlib.sha256(to_json_lines(items).encode()).hexdigest()[:16]
+
+
+def to_json_lines(items: Sequence[Item]) -> str:
+    """The items as canonical JSON lines, which the loaders read back to equal items."""
+    return "".join(json.dumps(asdict(item), sort_keys=True, ensure_ascii=False) + "\n" for item in items)
+
+
+def _load(path: Path, parse: Callable[[dict[str, Any]], Item]) -> list[Item]:
+    items: list[Item] = []
+    seen: dict[str, int] = {}
+    for number, record in _records(path):
+        try:
+            item = parse(record)
+        except EmosteerError as error:
+            raise EmosteerError(f"{path}:{number}: {error}") from None
+        if item.id in seen:
+            raise EmosteerError(f"{path}:{number}: id {item.id!r} stands already in line {seen[item.id]}; ids must differ")
+        seen[item.id] = number
+        items.append(item)
+    if not items:
+        raise EmosteerError(f"{path}: no records; write one JSON object a line")
+    return items
+
+
+def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise EmosteerError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise EmosteerError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    except OSError as error:
+        raise EmosteerError(f"{path}: {error.strerror}") from None
+    # Not splitlines(): JSON may hold U+2028 and other separators that it would split at.
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, _record(path, number, line)
+
+
+def _record(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise EmosteerError(f"{path}:{number}: not a JSON object: {error}") from None
+    if not isinstance(record, dict):
+        raise EmosteerError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
+    return record
+
+
+def _contrastive_pair(record: dict[str, Any]) -> ContrastivePair:
+    pair = ContrastivePair(
+        id=_text(record, "id"),
+        positive=_text(record, "positive"),
+        negative=_text(record, "negative"),
+        topic=_optional_text(record, "topic"),
+    )
+    if pair.positive == pair.negative:
+        raise EmosteerError("positive and negative are the same text")
+    return pair
+
+
+def _diagnostic_pair(record: dict[str, Any]) -> DiagnosticPair:
+    pair = DiagnosticPair(
+        id=_text(record, "id"),
+        clean=_text(record, "clean"),
+        corrupted=_text(record, "corrupted"),
+        reply_prefix=_optional_text(record, "reply_prefix"),
+        expressive=_texts(record, "expressive"),
+        counterpart=_texts(record, "counterpart"),
+        topic=_optional_text(record, "topic"),
+    )
+    if pair.clean == pair.corrupted:
+        raise EmosteerError("clean and corrupted are the same text")
+    return pair
+
+
+def _prompt(record: dict[str, Any]) -> Prompt:
+    if "text" in record and "messages" not in record:
+        messages: tuple[Message, ...] = ({"role": "user", "content": _text(record, "text")},)
+    else:
+        messages = _messages(record)
+    return Prompt(
+        id=_text(record, "id"),
+        text=messages[-1]["content"],
+        category=_optional_text(record, "category"),
+        messages=messages,
+    )
+
+
+def _messages(record: dict[str, Any]) -> tuple[Message, ...]:
+    turns = record.get("messages")
+    if not isinstance(turns, list | tuple) or not turns:
+        raise EmosteerError("needs 'text' (one user turn) or 'messages' (a list of turns)")
+    for turn in turns:
+        if not isinstance(turn, dict) or turn.get("role") not in ("system", "user", "assistant"):
+            raise EmosteerError("each of 'messages' needs a 'role' of system, user or assistant")
+        _text(turn, "content")
+    if turns[-1]["role"] != "user":
+        raise EmosteerError("the last of 'messages' must be the user's: the reply follows it")
+    return tuple({"role": turn["role"], "content": turn["content"]} for turn in turns)
+
+
+def _neutral_text(record: dict[str, Any]) -> NeutralText:
+    return NeutralText(id=_text(record, "id"), text=_text(record, "text"))
+
+
+def _text(record: dict[str, Any], key: str) -> str:
+    if key not in record:
+        raise EmosteerError(f"missing key {key!r} (has {', '.join(map(repr, record)) or 'none'})")
+    value = record[key]
+    if not isinstance(value, str) or not value.strip():
+        raise EmosteerError(f"{key!r} must be a text that is not empty, found {value!r}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise EmosteerError(f"{key!r} holds a lone surrogate, which is no text: {value!r}")
+    return value
+
+
+def _optional_text(record: dict[str, Any], key: str) -> str:
+    return _text(record, key) if record.get(key) else ""
+
+
+def _texts(record: dict[str, Any], key: str) -> tuple[str, ...]:
+    values = record.get(key)
+    if not isinstance(values, list | tuple) or not values:
+        raise EmosteerError(f"{key!r} must be a list of words, found {values!r}")
+    return tuple(_text({key: value}, key) for value in values)

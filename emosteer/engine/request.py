@@ -1,0 +1,47 @@
+"""What the engine is asked, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from emosteer.steering import Steering
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen."""
+
+    max_new_tokens: int = 60
+    min_new_tokens: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True)
+class RowSeed:
+    """What a row's randomness hangs on; the batch is no part of it, so rows of different cells share their draws."""
+
+    seed: int
+    prompt_id: str
+    sample: int
+
+
+@dataclass(frozen=True)
+class Request:
+    """One reply to generate."""
+
+    prompt: tuple[int, ...]
+    """Token ids, at least one."""
+    row_seed: RowSeed
+    steering: Steering | None = None
+    decoding: Decoding = Decoding()
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Generated token ids, without the stop token that ended them."""
+
+    tokens: tuple[int, ...]
+    finished: bool
+    """Whether the model ended the reply itself, before `max_new_tokens`."""

