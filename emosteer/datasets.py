@@ -90,7 +90,8 @@ def load_neutral_texts(path: Path = SHIPPED / "neutral" / "neutral.jsonl") -> li
 
 def digest(items: Sequence[Item]) -> str:
     """A hash of what a model would read, in order: equal texts have equal digests, wherever their file lies."""
-    return hashlib.sha256(to_json_lines(items).encode()).hexdigest()[:16]
+    read = [{key: value for key, value in asdict(item).items() if key not in ("category", "topic")} for item in items]
+    return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def to_json_lines(items: Sequence[Item]) -> str:

@@ -266,9 +266,7 @@ def _by_width(rows: list[FloatArray], widths: list[int]) -> Iterator[tuple[int, 
         yield width, members, block
 
 
-def _bootstrap_intervals(
-    rows: list[FloatArray], seed: np.random.SeedSequence, n_resamples: int, confidence: float
-) -> FloatArray:
+def _bootstrap_intervals(rows: list[FloatArray], seed: np.random.SeedSequence, n_resamples: int, confidence: float) -> FloatArray:
     """Percentile intervals `[row, 2]` of the rows' means."""
     intervals = np.full((len(rows), 2), np.nan)
     for n, members, block in _by_width(rows, [row.size for row in rows]):

@@ -59,7 +59,8 @@ Method = Callable[[LanguageModel, Sequence[ContrastivePair], str], Tensor]
 def mean_difference(model: LanguageModel, pairs: Sequence[ContrastivePair], site: str = "residual") -> Tensor:
     """The mean over positive texts minus the mean over negative texts, each text averaged over its own tokens.
 
-    One pass over the texts serves every block. Source: *Conversations: Love Them, Hate Them, Steer Them* (Chebrolu, Yeo, Jaidka).
+    One pass over the texts serves every block.
+    Source: *Conversations: Love Them, Hate Them, Steer Them* (Chebrolu, Yeo, Jaidka).
 
     Returns:
         Directions [block, width], float32.

@@ -1,9 +1,9 @@
 """Attribution patching: every component's effect from one gradient instead of one run per component.
 
 A component's score is `(clean - corrupted activation) . d metric / d activation`, the first-order estimate of what patching its
-clean activation into the corrupted run would do to the metric (Nanda 2023; Syed et al. 2023). At the last position one gradient,
-at the corrupted run, agrees with exact patching. Elsewhere it does not, and the gradient is averaged over steps on the way from
-the corrupted to the clean embeddings (integrated gradients, Hanna et al. 2024).
+clean activation into the corrupted run would do to the metric (Nanda 2023; Syed et al. 2023). At the last position one
+gradient, at the corrupted run, agrees with exact patching. Elsewhere it does not, and the gradient is averaged over steps on
+the way from the corrupted to the clean embeddings (integrated gradients, Hanna et al. 2024).
 """
 
 from __future__ import annotations
@@ -76,28 +76,38 @@ def _score_batch(model: LanguageModel, cases: list[Case], steps: int | None, on_
     with torch.no_grad(), capture(model.anatomy, SITES) as clean_states:
         metric_clean = metric(_last_logits(model, clean), cases)
     start = _gradients(model, corrupted, cases)
-    aligned = cases[0].is_aligned
-    wanted = {STEPS_LAST if steps is None else steps} | ({STEPS_ELSEWHERE if steps is None else steps} if aligned else set())
-    averaged = {n: start.slopes if n == 1 or not aligned else _averaged(model, clean, corrupted, cases, n) for n in wanted}
-    last_slopes = averaged[STEPS_LAST if steps is None else steps]
-    differences = {place: _difference(clean_states[place], start.states[place]) for place in last_slopes}
-    last = _by_site(model, SITES, lambda place: (differences[place][:, -1] * last_slopes[place][:, -1]).sum(-1))
-    everywhere: dict[str, Tensor] = {}
-    residual = None
-    if aligned:
-        slopes = averaged[STEPS_ELSEWHERE if steps is None else steps]
-        products = {place: (differences[place] * slopes[place]).sum(-1) for place in slopes}
-        everywhere = _by_site(model, ADDING_SITES, lambda place: products[place].sum(-1))
-        residual = torch.stack([products["residual", layer] for layer in range(model.n_blocks)], dim=1).cpu()
-        residual = residual.masked_fill(corrupted.attention_mask.cpu()[:, None, :] == 0, torch.nan)
+    differences = {place: _difference(clean_states[place], start.states[place]) for place in start.slopes}
+
+    def products(wanted: int) -> dict[Place, Tensor]:
+        slopes = _averaged(model, clean, corrupted, cases, start, wanted)
+        return {place: (difference * _end(slopes[place], difference)).sum(-1) for place, difference in differences.items()}
+
+    if not cases[0].is_aligned:
+        at_start = products(1)
+        last = _by_site(model, SITES, lambda place: at_start[place][:, -1])
+        scores = _BatchScores(metric_clean.cpu(), start.metric.cpu(), last, {}, None)
+    else:
+        at_last, elsewhere = products(steps or STEPS_LAST), products(steps or STEPS_ELSEWHERE)
+        residual = torch.stack([elsewhere["residual", layer] for layer in range(model.n_blocks)], dim=1).cpu()
+        scores = _BatchScores(
+            metric_clean.cpu(),
+            start.metric.cpu(),
+            _by_site(model, SITES, lambda place: at_last[place][:, -1]),
+            _by_site(model, ADDING_SITES, lambda place: elsewhere[place].sum(-1)),
+            residual.masked_fill(corrupted.attention_mask.cpu()[:, None, :] == 0, torch.nan),
+        )
     on_case(len(cases))
-    return _BatchScores(metric_clean.cpu(), start.metric.cpu(), last, everywhere, residual)
+    return scores
 
 
 def _difference(clean: Tensor, corrupted: Tensor) -> Tensor:
     """Clean minus corrupted [row, position, width]; of unequal lengths, the positions that both have, from the end."""
     common = min(clean.shape[1], corrupted.shape[1])
     return (clean[:, -common:] - corrupted[:, -common:]).float()
+
+
+def _end(states: Tensor, like: Tensor) -> Tensor:
+    return states[:, -like.shape[1] :]
 
 
 def _by_site(model: LanguageModel, sites: Sequence[str], score: Callable[[Place], Tensor]) -> dict[str, Tensor]:
@@ -128,17 +138,25 @@ def _gradients(model: LanguageModel, batch: PaddedBatch, cases: Sequence[Case], 
 
 
 def _averaged(
-    model: LanguageModel, clean: PaddedBatch, corrupted: PaddedBatch, cases: Sequence[Case], steps: int
+    model: LanguageModel,
+    clean: PaddedBatch,
+    corrupted: PaddedBatch,
+    cases: Sequence[Case],
+    start: _Gradients,
+    steps: int,
 ) -> dict[Place, Tensor]:
-    """Gradients averaged over `steps` embeddings in the middles of equal stretches from the corrupted to the clean run."""
+    """Gradients averaged over `steps` embeddings: at 0, 1/steps, ... of the way from the corrupted to the clean run.
+
+    The first is the corrupted run's own, so one step is plain attribution patching. Against exact patching on SmolLM2 the sum
+    that begins there was as close as the midpoints' or closer.
+    """
     embedding = model.model.get_input_embeddings()
-    with torch.no_grad():
-        begin, end = embedding(corrupted.input_ids), embedding(clean.input_ids)
-    total: dict[Place, Tensor] = {}
-    for step in range(steps):
-        between = begin + (step + 0.5) / steps * (end - begin)
-        for place, slope in _gradients(model, corrupted, cases, between).slopes.items():
-            total[place] = total[place] + slope if place in total else slope
+    total = dict(start.slopes)
+    for step in range(1, steps):
+        with torch.no_grad():
+            begin, end = embedding(corrupted.input_ids), embedding(clean.input_ids)
+        slopes = _gradients(model, corrupted, cases, begin + step / steps * (end - begin)).slopes
+        total = {place: slope + slopes[place] for place, slope in total.items()}
     return {place: slope / steps for place, slope in total.items()}
 
 

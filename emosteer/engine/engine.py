@@ -51,9 +51,7 @@ class Engine:
         if not self.use_cache:
             log.warning("%s keeps more than keys and values: every step reads the whole text again", model.name)
 
-    def generate(
-        self, requests: Sequence[Request], on_tokens: Callable[[int], None] = lambda n: None
-    ) -> Iterator[tuple[int, Reply]]:
+    def generate(self, requests: Sequence[Request], on_tokens: Callable[[int], None] = lambda n: None) -> Iterator[tuple[int, Reply]]:
         """Yield (index of request, reply) as replies end.
 
         Args:
@@ -103,13 +101,8 @@ class Engine:
             return int(torch.cuda.mem_get_info(self.model.device)[0])
         return int(psutil.virtual_memory().available)
 
-    @torch.no_grad()
     def _run_batch(self, requests: Sequence[Request], on_tokens: Callable[[int], None]) -> Iterator[tuple[int, Reply]]:
-        batch: CachedRows | RereadRows
-        if self.use_cache:
-            batch = CachedRows(self.model, requests, self._prefixes_of(requests))
-        else:
-            batch = RereadRows(self.model, requests)
+        batch = self._start(requests)
         rows = [_Row(index, request) for index, request in enumerate(requests)]
         step = 0
         while rows:
@@ -131,8 +124,16 @@ class Engine:
                 if rows:
                     batch.keep(alive)
 
-    def _prefixes_of(self, requests: Sequence[Request]) -> list[Prefix]:
-        keys = [_prefix_key(request) for request in requests]
+    def _start(self, requests: Sequence[Request]) -> CachedRows | RereadRows:
+        if not self.use_cache:
+            return RereadRows(self.model, requests)
+        return CachedRows(self.model, requests, self._prefixes_of([_prefix_key(request) for request in requests]))
+
+    def prefixes(self, prompts: Sequence[tuple[int, ...]]) -> list[Prefix]:
+        """Keys and values of prompts without their last token, unsteered; computed once for each prompt."""
+        return self._prefixes_of([(prompt[:-1], None) for prompt in prompts])
+
+    def _prefixes_of(self, keys: Sequence[PrefixKey]) -> list[Prefix]:
         missing = [key for key in dict.fromkeys(keys) if key not in self._prefixes]
         fresh: dict[PrefixKey, Prefix] = {}
         for chunk in _chunks_by_tokens(missing):
@@ -141,6 +142,7 @@ class Engine:
         self._prefixes.update({key: prefix for key, prefix in fresh.items() if key[1] is None})
         return [self._prefixes[key] if key in self._prefixes else fresh[key] for key in keys]
 
+    @torch.no_grad()
     def _prefill(self, keys: Sequence[PrefixKey]) -> list[Prefix]:
         tokens = [list(key[0]) for key in keys]
         config = self.model.model.config
@@ -214,6 +216,7 @@ class CachedRows:
         steered = [s if s is not None and (self.in_prompt or s.touches_reply) else None for s in self.steerings]
         return SteeringPlan(steered, self.model.device, self.model.dtype)
 
+    @torch.no_grad()
     def logits(self) -> Tensor:
         """Logits [row, vocabulary] after the rows' newest tokens."""
         position_ids = self.mask.sum(1, keepdim=True) - 1
@@ -257,6 +260,7 @@ class RereadRows:
         batch = pad_left([request.prompt for request in requests], model.pad_token_id, model.device)
         self.ids, self.mask = batch.input_ids, batch.attention_mask
 
+    @torch.no_grad()
     def logits(self) -> Tensor:
         """Logits [row, vocabulary] after the rows' newest tokens."""
         plan = SteeringPlan(self.steerings, self.model.device, self.model.dtype)

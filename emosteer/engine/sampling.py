@@ -26,8 +26,13 @@ def choose_tokens(logits: Tensor, requests: Sequence[Request], step: int, stop_t
         requests: one per row.
         step: tokens that each row has generated so far.
         stop_tokens: suppressed while a row has fewer than its `min_new_tokens`.
+
+    Raises:
+        FloatingPointError: a row whose logits are not numbers, which a push too large for the dtype makes.
     """
     logits = logits.float()
+    if bool(logits.isnan().any()):
+        raise FloatingPointError("the logits are not numbers: the push is too large for this dtype")
     held_back = [row for row, request in enumerate(requests) if step < request.decoding.min_new_tokens]
     if held_back and stop_tokens:
         logits = logits.clone()

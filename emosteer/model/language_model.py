@@ -70,9 +70,7 @@ def load(config: ModelConfig, source: ModelSource | None = None) -> LanguageMode
     return wrap(config.name, model, tokenizer, config)
 
 
-def wrap(
-    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig | None = None
-) -> LanguageModel:
+def wrap(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: ModelConfig | None = None) -> LanguageModel:
     """Make a LanguageModel of a model and tokenizer that are loaded already."""
     dialogue = Dialogue(tokenizer)
     probe = torch.tensor([dialogue.prompt([OPENING])], device=model.device)

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias, TypeVar
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from emosteer.errors import EmosteerError
+
+if TYPE_CHECKING:
+    from emosteer.engine import Engine
 
 Scores: TypeAlias = dict[str, list[float]]
 """Metric name -> one value per reply, in the order of the replies; NaN where a value is undefined."""
@@ -24,3 +34,72 @@ def versioned(version: int) -> Callable[[_Scorer], _Scorer]:
         return scorer
 
     return mark
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a scorer gets that has a parameter `context`: the model, and the replies' tokens."""
+
+    engine: Engine
+    prompts: list[tuple[int, ...]]
+    """Token ids of each reply's prompt."""
+    replies: list[tuple[int, ...]]
+    """Token ids of each reply."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A scorer as a config names it: a function, its options, and the key under which its scores are stored."""
+
+    name: str
+    function: Callable[..., Scores]
+    options: dict[str, Any]
+    target: str
+
+    @property
+    def version(self) -> int:
+        """Of the function; 1 where it says nothing."""
+        return int(getattr(self.function, "version", 1))
+
+    @property
+    def key(self) -> str:
+        """Name, version and a hash of function and options."""
+        content = json.dumps([self.target, self.options, self.version], sort_keys=True)
+        return f"{self.name}-v{self.version}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether the function asks for the model."""
+        return "context" in inspect.signature(self.function).parameters
+
+    def facts(self) -> dict[str, Any]:
+        """What is stored beside the scores."""
+        return {"scorer": self.name, "function": self.target, "version": self.version, "options": self.options}
+
+
+def find_scorers(config: Mapping[str, Mapping[str, Any]]) -> list[Scorer]:
+    """The scorers of a config: name -> `_target_` (dotted path of a function) and options.
+
+    Raises:
+        EmosteerError: a function that cannot be imported, or options that it does not take.
+    """
+    return [_find_scorer(name, dict(entry)) for name, entry in config.items()]
+
+
+def _find_scorer(name: str, entry: dict[str, Any]) -> Scorer:
+    target = entry.pop("_target_", None)
+    if not isinstance(target, str) or "." not in target:
+        raise EmosteerError(f"scorers.{name}._target_={target}: give the dotted path of a function, such as my_module.{name}")
+    module, _, attribute = target.rpartition(".")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise EmosteerError(f"scorers.{name}._target_={target}: {error}; is its directory on PYTHONPATH?") from None
+    if not callable(function):
+        raise EmosteerError(f"scorers.{name}._target_={target} is no function")
+    scorer = Scorer(name, function, entry, target)
+    try:
+        inspect.signature(function).bind([], **entry, **({"context": None} if scorer.needs_model else {}))
+    except TypeError as error:
+        raise EmosteerError(f"scorers.{name}: {target} {error}") from None
+    return scorer

@@ -1,0 +1,102 @@
+"""Plots, as matplotlib figures that the caller saves: where people would rather look than read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from emosteer.attribution import Attribution
+
+DIVERGING = "RdBu_r"
+MOST_POSITIONS = 24
+
+
+def attribution_heatmap(attribution: Attribution, title: str) -> Figure:
+    """Components by block: at the last position, over all positions, and the residual stream position by position."""
+    last = np.stack([attribution.last[site].mean(0).numpy() for site in ("attention", "mlp", "residual")])
+    everywhere = np.stack([attribution.everywhere[site].mean(0).numpy() for site in ("attention", "mlp")])
+    positions = attribution.residual_profile().numpy()[:, -MOST_POSITIONS:].T
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    axes = figure.subplots(3, 1, height_ratios=[3, 2, 6])
+    figure.suptitle(
+        f"Attribution patching: {title}\nlog-probability of expressive minus counterpart words [nats], clean into corrupted"
+    )
+    _heatmap(axes[0], last, ["attention", "MLP", "residual"], "last prompt position")
+    _heatmap(axes[1], everywhere, ["attention", "MLP"], "summed over all positions")
+    count = positions.shape[0]
+    labels = [str(i - count) if (count - i) % 4 == 1 else "" for i in range(count)]
+    _heatmap(axes[2], positions, labels, "residual stream by position, counted from the end")
+    axes[2].set_xlabel("decoder block")
+    return figure
+
+
+def effect_heatmap(results: pd.DataFrame, metric: str, title: str) -> Figure:
+    """Mean difference from the baseline by layer and coefficient; cells with q < 0.05 are marked."""
+    table = results.pivot_table(index="coefficient", columns="layers", values=f"{metric}_delta", sort=False)
+    table = table.sort_index(ascending=False)[sorted(table.columns, key=_layer_order)]
+    q = results.pivot_table(index="coefficient", columns="layers", values=f"{metric}_q", sort=False).reindex_like(table)
+    figure = Figure(figsize=(1.6 + 0.9 * len(table.columns), 1.8 + 0.6 * len(table)), layout="constrained")
+    axis = figure.subplots()
+    _heatmap(axis, table.to_numpy(), [f"{c:g}" for c in table.index], title)
+    axis.set_xticks(range(len(table.columns)), list(table.columns))
+    axis.set_xlabel("steered block")
+    axis.set_ylabel("coefficient")
+    for (row, column), value in np.ndenumerate(table.to_numpy()):
+        if np.isfinite(value):
+            mark = "*" if q.to_numpy()[row, column] < 0.05 else ""
+            axis.text(column, row, f"{value:+.1f}{mark}", ha="center", va="center", fontsize=9, path_effects=_halo())
+    return figure
+
+
+def dose_response(results: pd.DataFrame, controls: pd.DataFrame, metric: str, title: str) -> Figure:
+    """Mean difference from the baseline over the coefficient, a line with its interval per layer; random directions dashed."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
+    axis.axhline(0, color="0.6", linewidth=0.8)
+    for number, (layers, rows) in enumerate(sorted(results.groupby("layers"), key=lambda group: _layer_order(str(group[0])))):
+        rows = rows.sort_values("coefficient")
+        color = f"C{number % 10}"
+        errors = [rows[f"{metric}_delta"] - rows[f"{metric}_ci_low"], rows[f"{metric}_ci_high"] - rows[f"{metric}_delta"]]
+        axis.errorbar(
+            rows["coefficient"], rows[f"{metric}_delta"], yerr=errors, color=color, marker="o", capsize=3, label=f"block {layers}"
+        )
+        random = controls[controls["layers"] == layers].groupby("coefficient")[f"{metric}_delta"].mean()
+        if len(random):
+            axis.plot(random.index, random.to_numpy(), color=color, linestyle="--", marker="x", alpha=0.6)
+    if len(controls):
+        axis.plot([], [], color="0.4", linestyle="--", marker="x", label="random direction")
+    axis.set_xlabel("coefficient (fraction of the residual norm)" if _is_fraction(results) else "coefficient (raw)")
+    axis.set_ylabel(f"{metric}: difference from the baseline")
+    axis.set_title(title)
+    axis.legend(frameon=False)
+    return figure
+
+
+def _is_fraction(results: pd.DataFrame) -> bool:
+    return bool((results["coefficient_unit"] == "fraction").all())
+
+
+def _heatmap(axis: Any, values: np.ndarray[Any, Any], row_labels: list[str], title: str) -> None:
+    finite = np.abs(values[np.isfinite(values)])
+    limit = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
+    image = axis.imshow(values, aspect="auto", cmap=DIVERGING, norm=TwoSlopeNorm(0.0, -limit, limit), interpolation="nearest")
+    axis.set_yticks(range(len(row_labels)), row_labels)
+    axis.set_title(title, fontsize=10)
+    axis.figure.colorbar(image, ax=axis, pad=0.01)
+
+
+def _layer_order(layers: str) -> tuple[int, str]:
+    first = layers.split("+")[0]
+    return (int(first) if first.isdigit() else 10**6, layers)
+
+
+def _halo() -> list[Any]:
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=2.5, foreground="white")]

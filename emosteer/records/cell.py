@@ -1,0 +1,261 @@
+"""A cell: one point of the grid, and the id that its content gives it.
+
+An id covers all that changes the replies, and nothing that cannot: neither tracking, launcher, device and batch size nor
+paths and names. Of configuration groups only the differences from their defaults enter, so that a knob added later keeps the old ids.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+from emosteer.config import AttributionConfig, GenerationConfig, ModelConfig
+
+ALGORITHM = 1
+"""Raised by hand when the code's replies change."""
+
+CELL, CONTROL, BASELINE, ATTRIBUTION = "cell", "control", "baseline", "attribution"
+AUTO = "auto"
+
+MODEL_KNOBS = ("dtype", "blocks", "attention", "mlp", "trust_remote_code")
+"""Of a model's configuration: what may change a reply, besides the weights."""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model as a worker on another machine needs it: how to load it, and the fingerprint to find."""
+
+    config: ModelConfig
+    fingerprint: str
+    n_blocks: int
+
+    def identity(self) -> dict[str, Any]:
+        """What of the model enters ids."""
+        knobs = {key: getattr(self.config, key) for key in MODEL_KNOBS}
+        return {"fingerprint": self.fingerprint, **{k: v for k, v in knobs.items() if k == "dtype" or v}}
+
+
+@dataclass(frozen=True)
+class PairSpec:
+    """An emotion pair, its texts by their digests in the store."""
+
+    name: str
+    target: str
+    counterpart: str
+    primary: str
+    texts: str
+    diagnostics: str
+
+
+@dataclass(frozen=True)
+class VectorSpec:
+    """How a cell's vector comes about."""
+
+    method: str
+    texts: str = ""
+    """Digest of the contrastive pairs; empty for a random direction."""
+    seed: int = 0
+    index: int = 0
+    """Of a random direction: which one."""
+    like: str = ""
+    """Of a random direction: the vector id whose lengths it has, where coefficients are raw; else it has unit length."""
+    like_method: str = ""
+    """How that vector comes about, from the same `texts`."""
+
+
+@dataclass(frozen=True)
+class AttributionSpec:
+    """How the locus is found for a model and pair."""
+
+    diagnostics: str
+    """Digest of the diagnostic pairs."""
+    config: AttributionConfig
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One unit of work: a cell, one of its controls, the baseline, or an attribution."""
+
+    kind: str
+    model: ModelSpec
+    seed: int = 0
+    prompts: str = ""
+    """Digest of the prompts; with `prompts_name` for display."""
+    prompts_name: str = ""
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+    pair: PairSpec | None = None
+    vector: VectorSpec | None = None
+    neutral: str = ""
+    """Digest of the neutral texts behind the residual norms."""
+    layers: tuple[int, ...] | None = None
+    """Blocks that are steered; None where attribution chooses them."""
+    coefficient: float = 0.0
+    coefficient_unit: str = "fraction"
+    scope: str = "generated"
+    site: str = "residual"
+    attribution: AttributionSpec | None = None
+
+    @cached_property
+    def id(self) -> str:
+        """Readable prefix and hash."""
+        return f"{self._prefix()}-{_hash(self._identity())}"
+
+    @cached_property
+    def baseline_id(self) -> str:
+        """Id of the unsteered replies to the same prompts with the same random numbers."""
+        return self.baseline().id
+
+    @cached_property
+    def control_key(self) -> str:
+        """What a cell shares with its controls: everything but the vector (and its length, where coefficients are raw)."""
+        identity = self._identity()
+        vector = identity.pop("vector", {})
+        identity.pop("kind", None)
+        if self.coefficient_unit == "raw":
+            identity["like"] = vector["id"] if self.kind == CELL else vector["like"]
+        return _hash(identity)
+
+    @property
+    def vector_id(self) -> str:
+        """Id of the vector file, which serves every layer and coefficient."""
+        assert self.vector is not None
+        if self.vector.method == "random":
+            prefix = f"random-{self.vector.seed}-{self.vector.index}"
+        else:
+            prefix = f"{self.pair.name if self.pair else 'vector'}-{self.vector.method}"
+        return f"{prefix}-{_hash(self._vector_identity())}"
+
+    @property
+    def attribution_id(self) -> str:
+        """Id of the attribution that `layer=auto` asks."""
+        assert self.attribution is not None
+        return f"{self.pair.name if self.pair else 'pair'}-{_hash(self._attribution_identity())}"
+
+    @property
+    def layers_text(self) -> str:
+        """As tables show it: `10`, `8+10`, or `auto`."""
+        return AUTO if self.layers is None else "+".join(map(str, self.layers))
+
+    def baseline(self) -> Cell:
+        """The cell of the same replies without steering."""
+        return Cell(BASELINE, self.model, self.seed, prompts=self.prompts, prompts_name=self.prompts_name, generation=self.generation)
+
+    def control(self, index: int) -> Cell:
+        """This cell with a random direction of the same length; shared by all pairs at a layer and coefficient."""
+        assert self.vector is not None
+        raw, chosen = self.coefficient_unit == "raw", self.layers is None
+        random = VectorSpec("random", seed=self.seed, index=index)
+        if raw:
+            random = dataclasses.replace(random, like=self.vector_id, like_method=self.vector.method, texts=self.vector.texts)
+        return dataclasses.replace(
+            self,
+            kind=CONTROL,
+            vector=random,
+            # It stays where it decides the layer or the length.
+            pair=self.pair if chosen or raw else None,
+            attribution=self.attribution if chosen else None,
+        )
+
+    def like(self) -> Cell:
+        """Of a control with raw coefficients: a cell whose vector has the lengths that this one's shall have."""
+        assert self.vector is not None
+        return dataclasses.replace(self, kind=CELL, vector=VectorSpec(self.vector.like_method, self.vector.texts))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data that `from_json` reads back to an equal cell."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Cell:
+        """The inverse of `to_json`; keys of a newer version are left out."""
+        known = _known(cls, data)
+        model = _known(ModelSpec, data["model"])
+        known["model"] = ModelSpec(**{**model, "config": ModelConfig(**_known(ModelConfig, model["config"]))})
+        known["generation"] = GenerationConfig(**_known(GenerationConfig, data["generation"]))
+        for key, kind in (("pair", PairSpec), ("vector", VectorSpec)):
+            known[key] = kind(**_known(kind, data[key])) if data.get(key) else None
+        if attribution := data.get("attribution"):
+            config = AttributionConfig(**_known(AttributionConfig, attribution["config"]))
+            known["attribution"] = AttributionSpec(attribution["diagnostics"], config)
+        known["layers"] = tuple(data["layers"]) if data.get("layers") is not None else None
+        return cls(**known)
+
+    def _prefix(self) -> str:
+        if self.kind == BASELINE:
+            return BASELINE
+        if self.kind == ATTRIBUTION:
+            return f"{ATTRIBUTION}-{self.pair.name if self.pair else 'pair'}"
+        assert self.vector is not None
+        name = f"random{self.vector.index}" if self.kind == CONTROL or self.pair is None else self.pair.name
+        return f"{name}-L{self.layers_text}-c{self.coefficient:g}"
+
+    def _identity(self) -> dict[str, Any]:
+        if self.kind == ATTRIBUTION:
+            return self._attribution_identity()
+        identity: dict[str, Any] = {
+            "algorithm": ALGORITHM,
+            "model": self.model.identity(),
+            "prompts": self.prompts,
+            "generation": _differences(self.generation),
+            "seed": self.seed,
+        }
+        if self.vector is None:
+            return {"kind": BASELINE, **identity}
+        layers = {"auto": self._attribution_identity(), "blocks": self._auto_blocks()} if self.layers is None else self.layers
+        return {
+            **identity,
+            "vector": {"id": self.vector_id, "like": self.vector.like},
+            "layers": layers,
+            "coefficient": float(self.coefficient),
+            "unit": self.coefficient_unit,
+            "scope": self.scope,
+            "site": self.site,
+        }
+
+    def _vector_identity(self) -> dict[str, Any]:
+        assert self.vector is not None
+        return {
+            "algorithm": ALGORITHM,
+            "model": self.model.identity(),
+            "vector": _differences(self.vector),
+            "method": self.vector.method,
+            "site": self.site,
+            "neutral": self.neutral,
+        }
+
+    def _attribution_identity(self) -> dict[str, Any]:
+        assert self.attribution is not None
+        config = dataclasses.replace(self.attribution.config, blocks=AttributionConfig.blocks)
+        return {
+            "kind": ATTRIBUTION,
+            "algorithm": ALGORITHM,
+            "model": self.model.identity(),
+            "diagnostics": self.attribution.diagnostics,
+            "attribution": _differences(config),
+        }
+
+    def _auto_blocks(self) -> int:
+        assert self.attribution is not None
+        return self.attribution.config.blocks
+
+
+def _differences(config: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults (all of those without one)."""
+    return {
+        f.name: getattr(config, f.name)
+        for f in fields(config)
+        if f.default is dataclasses.MISSING or getattr(config, f.name) != f.default
+    }
+
+
+def _hash(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _known(kind: type, data: dict[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(kind)}
+    return {key: value for key, value in data.items() if key in names}

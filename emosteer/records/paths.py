@@ -1,0 +1,124 @@
+"""Every file name that emosteer writes. Nobody else joins a path inside the store or a sweep."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class CellPaths:
+    """The directory of one cell or baseline in the store."""
+
+    directory: Path
+
+    @property
+    def record(self) -> Path:
+        return self.directory / "record.json"
+
+    @property
+    def replies(self) -> Path:
+        return self.directory / "replies.jsonl"
+
+    @property
+    def config(self) -> Path:
+        return self.directory / "config.yaml"
+
+    @property
+    def hydra(self) -> Path:
+        return self.directory / ".hydra"
+
+    @property
+    def scores(self) -> Path:
+        return self.directory / "scores"
+
+    def score(self, key: str) -> Path:
+        return self.scores / f"{key}.json"
+
+
+@dataclass(frozen=True)
+class StorePaths:
+    """What sweeps share."""
+
+    root: Path
+
+    def cell(self, cell_id: str, is_baseline: bool = False) -> CellPaths:
+        return CellPaths(self.root / ("baselines" if is_baseline else "cells") / cell_id)
+
+    @property
+    def claims(self) -> Path:
+        return self.root / "claims"
+
+    def vector(self, vector_id: str) -> Path:
+        return self.root / "vectors" / f"{vector_id}.safetensors"
+
+    def vector_facts(self, vector_id: str) -> Path:
+        return self.root / "vectors" / f"{vector_id}.json"
+
+    def residual_norms(self, norms_id: str) -> Path:
+        return self.root / "residual_norms" / f"{norms_id}.json"
+
+    def attribution(self, attribution_id: str) -> Path:
+        return self.root / "attributions" / attribution_id
+
+    def attribution_scores(self, attribution_id: str) -> Path:
+        return self.attribution(attribution_id) / "scores.safetensors"
+
+    def attribution_summary(self, attribution_id: str) -> Path:
+        return self.attribution(attribution_id) / "summary.json"
+
+    def attribution_heatmap(self, attribution_id: str) -> Path:
+        return self.attribution(attribution_id) / "heatmap.png"
+
+    def texts(self, digest: str) -> Path:
+        return self.root / "texts" / f"{digest}.jsonl"
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """One sweep's own directory."""
+
+    root: Path
+
+    @property
+    def summary(self) -> Path:
+        return self.root / "sweep.json"
+
+    @property
+    def commands(self) -> Path:
+        return self.root / "commands"
+
+    @property
+    def results_parquet(self) -> Path:
+        return self.root / "results.parquet"
+
+    @property
+    def results_csv(self) -> Path:
+        return self.root / "results.csv"
+
+    @property
+    def trends_csv(self) -> Path:
+        return self.root / "trends.csv"
+
+    @property
+    def replies(self) -> Path:
+        return self.root / "replies.parquet"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures"
+
+    @property
+    def wandb(self) -> Path:
+        return self.root / "wandb"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def failures(self) -> Path:
+        return self.root / "failures"
+
+    def failure(self, cell_id: str) -> Path:
+        return self.failures / f"{cell_id}.json"

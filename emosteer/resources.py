@@ -1,0 +1,172 @@
+"""What a worker needs beside the model, from the store, or computed and put there: norms, vectors, attributions."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from emosteer.attribution import Attribution, attribute, prepare
+from emosteer.figures import attribution_heatmap
+from emosteer.model.language_model import LanguageModel
+from emosteer.records.cell import Cell
+from emosteer.records.claims import Claims
+from emosteer.records.publish import publish_directory, publish_file, publish_json, read_json
+from emosteer.records.store import Resolved, Store, short_hash
+from emosteer.steering import Push, Steering
+from emosteer.vectors import EmotionVector, checked, emotion_vector, random_direction, residual_norms
+
+log = logging.getLogger(__name__)
+
+
+class Resources:
+    """The norms, vectors and attributions of one loaded model.
+
+    Args:
+        store: where they are kept.
+        claims: so that two workers do not compute the same one.
+        model: the model that they belong to.
+    """
+
+    def __init__(self, store: Store, claims: Claims, model: LanguageModel) -> None:
+        self.store, self.claims, self.model = store, claims, model
+        self._vectors: dict[str, EmotionVector] = {}
+        self._attributions: dict[str, Attribution] = {}
+
+    def steering(self, cell: Cell) -> tuple[Steering | None, Resolved]:
+        """What a cell does to its rows, with its layers and lengths resolved."""
+        if cell.vector is None:
+            return None, Resolved()
+        vector = self.vector(cell)
+        layers = cell.layers if cell.layers is not None else self.chosen_blocks(cell)
+        unit = cell.coefficient_unit
+        pushes = tuple(Push(cell.site, layer, vector.added(layer, cell.coefficient, unit)) for layer in layers)
+        if len(layers) > 1:
+            return Steering(pushes, cell.scope), Resolved(layers)
+        return Steering(pushes, cell.scope), Resolved(
+            layers,
+            coefficient_raw=vector.raw_coefficient(layers[0], cell.coefficient, unit),
+            coefficient_fraction=vector.fraction(layers[0], cell.coefficient, unit),
+        )
+
+    def chosen_blocks(self, cell: Cell) -> tuple[int, ...]:
+        """The blocks that attribution ranks first for the cell's pair, in ascending order."""
+        assert cell.attribution is not None
+        return tuple(sorted(self.attribution(cell).ranking()[: cell.attribution.config.blocks]))
+
+    def vector(self, cell: Cell) -> EmotionVector:
+        """The cell's vector; raises EmosteerError where it is not finite or has no length."""
+        key = cell.vector_id
+        if key not in self._vectors:
+            self._vectors[key] = self.store.obtain(key, self.claims, lambda: self._read_vector(key), lambda: self._make_vector(cell))
+        return self._vectors[key]
+
+    def residual_norm(self, cell: Cell) -> Tensor:
+        """The model's residual norms [block], measured once on the neutral texts."""
+        key = short_hash([cell.model.identity(), cell.neutral])
+        path = self.store.paths.residual_norms(key)
+
+        def read() -> Tensor | None:
+            stored = read_json(path)
+            return None if stored is None else torch.tensor(stored["residual_norm"])
+
+        def make() -> None:
+            norms = residual_norms(self.model, self.store.neutral_texts(cell.neutral))
+            publish_json(path, {"model": cell.model.identity(), "neutral_texts": cell.neutral, "residual_norm": norms.tolist()})
+
+        return self.store.obtain(f"residual_norms-{key}", self.claims, read, make)
+
+    def attribution(self, cell: Cell) -> Attribution:
+        """The attribution of the cell's pair on this model, run once and kept."""
+        key = cell.attribution_id
+        if key not in self._attributions:
+            self._attributions[key] = self.store.obtain(
+                key, self.claims, lambda: read_attribution(self.store, key), lambda: self._make_attribution(cell)
+            )
+        return self._attributions[key]
+
+    def _read_vector(self, key: str) -> EmotionVector | None:
+        path = self.store.paths.vector(key)
+        if not path.exists():
+            return None
+        tensors = load_file(path)
+        directions = torch.stack([tensors[f"block.{layer}"] for layer in range(self.model.n_blocks)])
+        return checked(EmotionVector(directions, tensors["residual_norm"]))
+
+    def _make_vector(self, cell: Cell) -> None:
+        assert cell.vector is not None
+        started = time.perf_counter()
+        vector = self._compute_vector(cell)
+        key = cell.vector_id
+        tensors = {f"block.{layer}": direction.contiguous() for layer, direction in enumerate(vector.directions)}
+        facts: dict[str, Any] = {
+            "id": key,
+            "model": cell.model.identity(),
+            "site": cell.site,
+            "recipe": asdict(cell.vector),
+            "pair": asdict(cell.pair) if cell.pair and cell.vector.method != "random" else None,
+            "neutral_texts": cell.neutral,
+            "sign": "positive minus negative",
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        publish_json(self.store.paths.vector_facts(key), facts)
+        publish_file(self.store.paths.vector(key), save({**tensors, "residual_norm": vector.residual_norm}))
+
+    def _compute_vector(self, cell: Cell) -> EmotionVector:
+        recipe = cell.vector
+        assert recipe is not None
+        norms = self.residual_norm(cell)
+        if recipe.method != "random":
+            return emotion_vector(self.model, self.store.contrastive_pairs(recipe.texts), norms, recipe.method, cell.site)
+        directions = random_direction(recipe.seed, recipe.index, self.model.n_blocks, self.model.width)
+        if recipe.like:
+            directions = directions * self.vector(cell.like()).directions.norm(dim=1, keepdim=True)
+        return EmotionVector(directions, norms)
+
+    def _make_attribution(self, cell: Cell) -> None:
+        assert cell.attribution is not None
+        assert cell.pair is not None
+        started = time.perf_counter()
+        cases = prepare(self.model, self.store.diagnostic_pairs(cell.attribution.diagnostics))
+        found = attribute(self.model, cases, cell.attribution.config.steps)
+        key = cell.attribution_id
+        summary = {
+            "id": key,
+            "model": self.model.name,
+            "pair": cell.pair.name,
+            "metric": "log p(expressive words) - log p(counterpart words) as the next token, in nats",
+            "position": "the last prompt position, unless a score's name says otherwise",
+            "pair_ids": list(found.pair_ids),
+            "aligned_ids": list(found.aligned_ids),
+            "n_dropped": found.n_dropped,
+            "metric_clean": float(found.metric_clean.mean()),
+            "metric_corrupted": float(found.metric_corrupted.mean()),
+            "ranking": found.ranking(),
+            "block_scores": found.block_scores().tolist(),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+
+        def write(directory: Path) -> None:
+            paths = self.store.paths
+            (directory / paths.attribution_scores(key).name).write_bytes(save(found.tensors()))
+            publish_json(directory / paths.attribution_summary(key).name, summary)
+            attribution_heatmap(found, f"{cell.pair.name if cell.pair else ''} on {self.model.name}").savefig(
+                directory / paths.attribution_heatmap(key).name, dpi=150
+            )
+
+        publish_directory(self.store.paths.attribution(key), write)
+
+
+def read_attribution(store: Store, key: str) -> Attribution | None:
+    """A stored attribution, or None."""
+    summary = read_json(store.paths.attribution_summary(key))
+    if summary is None:
+        return None
+    tensors = load_file(store.paths.attribution_scores(key))
+    return Attribution.from_tensors(tensors, tuple(summary["pair_ids"]), tuple(summary["aligned_ids"]))

@@ -1,0 +1,312 @@
+"""A worker: a process that holds one model on one device, and runs cells of a sweep until every one is settled."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import socket
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+import emosteer
+from emosteer.engine import Decoding, Engine, Reply, Request, RowSeed
+from emosteer.errors import EmosteerError
+from emosteer.model.language_model import LanguageModel, load
+from emosteer.model.source import find
+from emosteer.progress import Reporter, Silent
+from emosteer.records.cell import ATTRIBUTION, BASELINE, ModelSpec
+from emosteer.records.claims import Claims, Lease
+from emosteer.records.store import Provenance, Resolved, StoredReply
+from emosteer.records.sweep import Sweep, Task
+from emosteer.resources import Resources
+from emosteer.scoring.scorer import Context
+
+log = logging.getLogger(__name__)
+
+VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "scipy", "NRCLex", "simplemma", "vaderSentiment")
+
+
+@dataclass
+class _Prepared:
+    """A cell whose requests are ready, and the replies that have come so far."""
+
+    task: Task
+    requests: list[Request]
+    prompt_ids: list[str]
+    resolved: Resolved
+    replies: dict[int, Reply] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.replies) == len(self.requests)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """The model that the worker holds."""
+
+    spec: ModelSpec
+    model: LanguageModel
+    engine: Engine
+    resources: Resources
+
+
+class Worker:
+    """Runs a sweep's cells.
+
+    Args:
+        sweep: whose cells; others may work on it at the same time.
+        report: is told of the progress.
+    """
+
+    def __init__(self, sweep: Sweep, report: Reporter | None = None) -> None:
+        self.sweep, self.store = sweep, sweep.store
+        self.report: Reporter = report or Silent()
+        settings = sweep.settings()
+        self.settings = settings
+        self.scorers = sweep.scorers()
+        self.claims = Claims(self.store.paths.claims, float(settings["worker"]["lease_seconds"]))
+        self.leases: dict[str, Lease] = {}
+        self._loaded: _Loaded | None = None
+        if settings["engine"]["threads"]:
+            torch.set_num_threads(int(settings["engine"]["threads"]))
+
+    def run(self) -> None:
+        """Work until every task is settled: done, or failed for good.
+
+        While others hold the last live leases it waits, and takes over what expires. Interrupted, it gives its leases back.
+        """
+        unsettled = self.sweep.unsettled(self.sweep.tasks(), self.scorers)
+        try:
+            with self.claims.heartbeat():
+                while unsettled:
+                    claimed = self._claim(unsettled)
+                    if claimed:
+                        self._run_claimed(claimed)
+                    else:
+                        self.report.stage("waiting for cells that other workers hold")
+                        time.sleep(min(1.0, self.claims.lease_seconds / 4))
+                    before = len(unsettled)
+                    unsettled = self.sweep.unsettled(unsettled, self.scorers)
+                    self.report.settled(before - len(unsettled))
+        finally:
+            self.claims.release_all()
+
+    def _claim(self, unsettled: Sequence[Task]) -> list[Task]:
+        """Tasks of one model, the one at hand first, up to the number that fills a batch well."""
+        by_model: dict[ModelSpec, list[Task]] = defaultdict(list)
+        for task in unsettled:
+            by_model[_model_key(task.cell.model)].append(task)
+        at_hand = self._loaded.spec if self._loaded else None
+        for spec in sorted(by_model, key=lambda spec: spec != at_hand):
+            claimed: list[Task] = []
+            for task in sorted(by_model[spec], key=_order):
+                if len(claimed) == int(self.settings["worker"]["cells_per_claim"]):
+                    break
+                lease = self.claims.take(task.cell.id)
+                if lease is not None:
+                    self.leases[task.cell.id] = lease
+                    claimed.append(task)
+            # Another worker may have settled one between the look and the claim.
+            still = self.sweep.unsettled(claimed, self.scorers)
+            self._release([task for task in claimed if task not in still])
+            if still:
+                return still
+        return []
+
+    def _release(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            self.claims.release(self.leases.pop(task.cell.id))
+
+    def _run_claimed(self, tasks: list[Task]) -> None:
+        try:
+            loaded = self._load(tasks[0].cell.model)
+        except EmosteerError as error:
+            for task in tasks:
+                self._fail(task, error)
+            self._release(tasks)
+            return
+        for task in [t for t in tasks if t.cell.kind == ATTRIBUTION]:
+            self._attribute(loaded, task)
+        cells = [t for t in tasks if t.cell.kind != ATTRIBUTION]
+        self._generate(loaded, [t for t in cells if not self.store.is_done(t.cell)])
+        self._score(loaded, [t for t in cells if self.store.is_done(t.cell)])
+        self._release(tasks)
+
+    def _load(self, spec: ModelSpec) -> _Loaded:
+        if self._loaded is None or self._loaded.spec != _model_key(spec):
+            self._loaded = None  # frees the last one's memory first
+            self.report.stage(f"loading {spec.config.name}")
+            source = find(spec.config)
+            if source.fingerprint != spec.fingerprint:
+                raise EmosteerError(
+                    f"{spec.config.path} is not the model that was submitted: {source.fingerprint} instead of {spec.fingerprint}"
+                )
+            model = load(spec.config, source)
+            log.info("%s on %s, %s, %d blocks", model.name, model.device, model.dtype, model.n_blocks)
+            batch_rows = self.settings["engine"]["batch_rows"]
+            engine = Engine(model, int(batch_rows) if batch_rows else None)
+            self._loaded = _Loaded(_model_key(spec), model, engine, Resources(self.store, self.claims, model))
+        return self._loaded
+
+    def _attribute(self, loaded: _Loaded, task: Task) -> None:
+        pair = task.cell.pair.name if task.cell.pair else "pair"
+        self.report.stage(f"attribution patching of {pair}")
+        try:
+            loaded.resources.attribution(task.cell)
+        except OSError:
+            raise
+        except Exception as error:
+            self._fail(task, error)
+
+    def _generate(self, loaded: _Loaded, tasks: Sequence[Task]) -> None:
+        prepared = []
+        if any(task.cell.vector and not self.store.paths.vector(task.cell.vector_id).exists() for task in tasks):
+            self.report.stage("emotion vectors")
+        for task in tasks:
+            try:
+                prepared.append(self._prepare(loaded, task))
+            except OSError:
+                raise
+            except Exception as error:
+                self._fail(task, error)
+        if prepared:
+            self.report.stage("generating")
+            self._reply(loaded, prepared)
+
+    def _prepare(self, loaded: _Loaded, task: Task) -> _Prepared:
+        cell = task.cell
+        steering, resolved = loaded.resources.steering(cell)
+        g = cell.generation
+        decoding = Decoding(g.max_new_tokens, g.min_new_tokens, g.do_sample, g.temperature, g.top_p)
+        rows = [(prompt, sample) for prompt in self.store.prompts(cell.prompts) for sample in range(g.n_samples)]
+        requests = [
+            Request(loaded.model.dialogue.prompt(prompt.messages), RowSeed(cell.seed, prompt.id, sample), steering, decoding)
+            for prompt, sample in rows
+        ]
+        return _Prepared(task, requests, [prompt.id for prompt, _ in rows], resolved)
+
+    def _reply(self, loaded: _Loaded, prepared: Sequence[_Prepared]) -> None:
+        """Generate and publish; where the batch raises, every cell runs alone, so that only the bad one fails."""
+        started = time.perf_counter()
+        done = _completed(loaded.engine, prepared, self.report)
+        while True:
+            try:
+                cell = next(done, None)
+            except Exception as error:
+                rest = [one for one in prepared if not one.is_complete]
+                if len(prepared) == 1:
+                    self._fail(prepared[0].task, error)
+                for one in rest if len(prepared) > 1 else ():
+                    one.replies.clear()
+                    self._reply(loaded, [one])
+                return
+            if cell is None:
+                return
+            now = time.perf_counter()
+            self._publish(loaded, cell, now - started)
+            started = now
+
+    def _publish(self, loaded: _Loaded, done: _Prepared, seconds: float) -> None:
+        cell = done.task.cell
+        replies = [
+            StoredReply(
+                done.prompt_ids[i],
+                request.row_seed.sample,
+                loaded.model.dialogue.reply(done.replies[i].tokens),
+                done.replies[i].tokens,
+                done.replies[i].finished,
+            )
+            for i, request in enumerate(done.requests)
+        ]
+        provenance = Provenance(
+            attempt=self.leases[cell.id].attempt,
+            seconds=round(seconds, 3),
+            host=socket.gethostname(),
+            device=str(loaded.model.device),
+            versions=versions(),
+        )
+        self.store.publish(cell, replies, done.resolved, provenance, done.task.files)
+
+    def _score(self, loaded: _Loaded, tasks: Sequence[Task]) -> None:
+        self.report.stage("scoring")
+        for task in tasks:
+            missing = self.sweep.unscored(task.cell, self.scorers)
+            if not missing:
+                continue
+            replies = self.store.replies(task.cell)
+            texts = [reply.reply for reply in replies]
+            try:
+                for scorer in missing:
+                    context = {"context": self._context(loaded, task, replies)} if scorer.needs_model else {}
+                    metrics = scorer.function(texts, **scorer.options, **context)
+                    _check_lengths(scorer.name, metrics, len(texts))
+                    self.store.publish_scores(task.cell, scorer.key, scorer.facts(), metrics)
+            except OSError:
+                raise
+            except Exception as error:
+                self._fail(task, error)
+
+    def _context(self, loaded: _Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:
+        prompts = {p.id: loaded.model.dialogue.prompt(p.messages) for p in self.store.prompts(task.cell.prompts)}
+        return Context(loaded.engine, [prompts[reply.prompt_id] for reply in replies], [reply.tokens for reply in replies])
+
+    def _fail(self, task: Task, error: Exception) -> None:
+        lease = self.leases.get(task.cell.id)
+        log.error("%s failed: %s: %s", task.cell.id, type(error).__name__, error)
+        facts = {
+            "exception": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+            "attempt": lease.attempt if lease else 1,
+            "host": socket.gethostname(),
+            "job": os.environ.get("SLURM_JOB_ID"),
+            "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "overrides": list(task.overrides),
+        }
+        self.sweep.record_failure(task.cell, facts)
+
+
+def versions() -> dict[str, str]:
+    """The versions of what can change a result."""
+    found = {"emosteer": emosteer.__version__, "python": platform.python_version()}
+    for package in VERSIONED:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _completed(engine: Engine, prepared: Sequence[_Prepared], report: Reporter) -> Iterator[_Prepared]:
+    """Generate all cells' rows in common batches; yield each cell when its last reply is there."""
+    owners = [(cell, i) for cell in prepared for i in range(len(cell.requests))]
+    requests = [request for cell in prepared for request in cell.requests]
+    for index, reply in engine.generate(requests, report.tokens):
+        cell, i = owners[index]
+        cell.replies[i] = reply
+        if cell.is_complete:
+            yield cell
+
+
+def _check_lengths(name: str, metrics: dict[str, list[float]], n: int) -> None:
+    for metric, values in metrics.items():
+        if len(values) != n:
+            raise EmosteerError(f"scorer {name}: {metric} has {len(values)} values for {n} replies")
+
+
+def _order(task: Task) -> tuple[int, str]:
+    """Attribution, which cells may wait for, and the baseline first; the others as they came."""
+    return {ATTRIBUTION: 0, BASELINE: 1}.get(task.cell.kind, 2), ""
+
+
+def _model_key(spec: ModelSpec) -> Any:
+    return repr(spec)
