@@ -7,6 +7,7 @@ refused while Hydra composes. Importing this module needs neither torch nor Hydr
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -15,6 +16,7 @@ SCOPES = ("generated", "prompt", "all")
 SITES = ("residual", "attention", "mlp")
 UNITS = ("fraction", "raw")
 MODES = ("reuse", "retry", "force")
+VECTOR_METHODS = ("mean_difference", "random")
 
 
 @dataclass
@@ -183,7 +185,9 @@ class Config:
 
 
 def register() -> None:
-    """Give Hydra the schema under the name `schema`, which `config.yaml` puts first in its defaults."""
+    """Give Hydra the schema under the name `schema`, which `config.yaml` puts first, and the resolver `basename`."""
     from hydra.core.config_store import ConfigStore
+    from omegaconf import OmegaConf
 
+    OmegaConf.register_new_resolver("basename", lambda path: Path(str(path)).name.removesuffix(".jsonl"), replace=True)
     ConfigStore.instance().store(name="schema", node=Config, provider="emosteer")

@@ -134,7 +134,7 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _record(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # besides JSONDecodeError: a number of more than 4,300 digits
         raise EmosteerError(f"{path}:{number}: not a JSON object: {error}") from None
     if not isinstance(record, dict):
         raise EmosteerError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
@@ -210,7 +210,7 @@ def _text(record: dict[str, Any], key: str) -> str:
 
 
 def _optional_text(record: dict[str, Any], key: str) -> str:
-    return _text(record, key) if record.get(key) else ""
+    return "" if record.get(key) in (None, "") else _text(record, key)
 
 
 def _texts(record: dict[str, Any], key: str) -> tuple[str, ...]:

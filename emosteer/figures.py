@@ -39,7 +39,7 @@ def attribution_heatmap(attribution: Attribution, title: str) -> Figure:
 def effect_heatmap(results: pd.DataFrame, metric: str, title: str) -> Figure:
     """Mean difference from the baseline by layer and coefficient; cells with q < 0.05 are marked."""
     table = results.pivot_table(index="coefficient", columns="layers", values=f"{metric}_delta", sort=False)
-    table = table.sort_index(ascending=False)[sorted(table.columns, key=_layer_order)]
+    table = table.sort_index(ascending=False)[sorted([str(c) for c in table.columns], key=_layer_order)]
     q = results.pivot_table(index="coefficient", columns="layers", values=f"{metric}_q", sort=False).reindex_like(table)
     figure = Figure(figsize=(1.6 + 0.9 * len(table.columns), 1.8 + 0.6 * len(table)), layout="constrained")
     axis = figure.subplots()
@@ -59,7 +59,7 @@ def dose_response(results: pd.DataFrame, controls: pd.DataFrame, metric: str, ti
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     axis.axhline(0, color="0.6", linewidth=0.8)
-    for number, (layers, rows) in enumerate(sorted(results.groupby("layers"), key=lambda group: _layer_order(str(group[0])))):
+    for number, (layers, rows) in enumerate(_by_layers(results)):
         rows = rows.sort_values("coefficient")
         color = f"C{number % 10}"
         errors = [rows[f"{metric}_delta"] - rows[f"{metric}_ci_low"], rows[f"{metric}_ci_high"] - rows[f"{metric}_delta"]]
@@ -76,6 +76,11 @@ def dose_response(results: pd.DataFrame, controls: pd.DataFrame, metric: str, ti
     axis.set_title(title)
     axis.legend(frameon=False)
     return figure
+
+
+def _by_layers(results: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    groups = [(str(layers), rows) for layers, rows in results.groupby("layers")]
+    return sorted(groups, key=lambda group: _layer_order(group[0]))
 
 
 def _is_fraction(results: pd.DataFrame) -> bool:

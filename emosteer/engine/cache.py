@@ -24,7 +24,7 @@ class Prefix:
         return int(self.keys[0].shape[1]) if self.keys else 0
 
 
-class RowsLayer(DynamicLayer):
+class RowsLayer(DynamicLayer):  # type: ignore[misc] # transformers has no types
     """One layer's keys and values of a batch, written in place: growing by concatenation copies them all each step."""
 
     def __init__(self, keys: Tensor, values: Tensor, length: int) -> None:

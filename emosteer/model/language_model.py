@@ -90,8 +90,10 @@ def choose_device(request: str) -> torch.device:
         device = torch.device(request)
     except RuntimeError:
         raise EmosteerError(f"model.device={request}: give auto, cpu, cuda, cuda:<n> or mps") from None
-    present = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available, "cpu": lambda: True}
-    if device.type in present and not present[device.type]():
+    absent = (device.type == "cuda" and not torch.cuda.is_available()) or (
+        device.type == "mps" and not torch.backends.mps.is_available()
+    )
+    if absent:
         raise EmosteerError(f"model.device={request}: this machine has no such device; use model.device=auto")
     return device
 

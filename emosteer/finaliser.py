@@ -1,0 +1,82 @@
+"""What is built when the last cell of a sweep is settled, or at any time before: tables, figures, trackers' runs, a summary.
+
+All of it is a view of the records, so that it can be built again, with the same result.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pandas as pd
+
+from emosteer import figures, tracking
+from emosteer.records.publish import publish_file
+from emosteer.records.sweep import DONE, FAILED, Sweep
+from emosteer.summary import console, summary
+from emosteer.tables import Tables, build
+
+log = logging.getLogger(__name__)
+
+
+def finalise(sweep: Sweep, show: bool = True) -> Tables:
+    """Write a sweep's tables and figures, log it to its tracker, and print the summary.
+
+    A tracker that fails is told and never fails the sweep.
+    """
+    sweep.write_summary()
+    tables = build(sweep)
+    write_tables(sweep, tables)
+    draw(sweep, tables)
+    try:
+        tracking.log_sweep(sweep, tables)
+    except Exception as error:
+        log.warning("tracking failed, the results are safe: %s: %s", type(error).__name__, error)
+    if show:
+        out = console()
+        out.print(summary(sweep.name, tables))
+        out.print(f"\nResults: {sweep.paths.results_csv}, replies.parquet and figures/ beside it", soft_wrap=True)
+    return tables
+
+
+def write_tables(sweep: Sweep, tables: Tables) -> None:
+    """Put the tables into the sweep's directory."""
+    publish_file(sweep.paths.results_parquet, tables.results.to_parquet(index=False))
+    publish_file(sweep.paths.results_csv, tables.results.to_csv(index=False))
+    publish_file(sweep.paths.replies, tables.replies.to_parquet(index=False))
+    publish_file(sweep.paths.trends_csv, tables.trends.to_csv(index=False))
+
+
+def draw(sweep: Sweep, tables: Tables) -> None:
+    """Put the figures into the sweep's directory: per model and pair, heatmap, dose-response and attribution."""
+    sweep.paths.figures.mkdir(parents=True, exist_ok=True)
+    for name, figure in figure_files(tables).items():
+        figure.savefig(sweep.paths.figures / f"{name}.png", dpi=150)
+    for attribution_id, pair in tables.attributions.items():
+        heatmap = sweep.store.paths.attribution_heatmap(attribution_id)
+        if heatmap.exists():
+            publish_file(sweep.paths.figures / f"attribution-{pair}-{attribution_id.rsplit('-', 1)[-1]}.png", heatmap.read_bytes())
+
+
+def figure_files(tables: Tables) -> dict[str, Any]:
+    """Figures of effects by file name."""
+    done = tables.cells[tables.cells["status"] == DONE]
+    made = {}
+    for keys, cells in done.groupby(["model", "pair", "primary"]):
+        model, pair, primary = map(str, keys)
+        if f"{primary}_delta" not in cells:
+            continue
+        slices = list(cells.groupby(["vector_method", "site", "scope", "seed", "prompts", "coefficient_unit", "baseline_id"]))
+        for number, (_, rows) in enumerate(slices):
+            name = f"{pair}-{model}" + (f"-{number + 1}" if len(slices) > 1 else "")
+            controls = tables.controls[tables.controls["baseline_id"].isin(rows["baseline_id"])]
+            title = f"{primary} words per 100, {pair} on {model}"
+            made[f"effect-{name}"] = figures.effect_heatmap(rows, primary, f"{title}: difference from the baseline (* q < 0.05)")
+            made[f"dose-response-{name}"] = figures.dose_response(rows, controls, primary, title)
+    return made
+
+
+def outcome(tables: Tables) -> tuple[int, int]:
+    """How many rows are done, and how many failed."""
+    counts: pd.Series[int] = tables.results["status"].value_counts()
+    return int(counts.get(DONE, 0)), int(counts.get(FAILED, 0))

@@ -1,0 +1,185 @@
+"""From Hydra's jobs to a sweep: what our launcher, the task function and the commands do with composed configurations.
+
+Nothing here imports torch before there is a cell to run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import emosteer
+from emosteer.config import Config
+from emosteer.errors import EmosteerError
+from emosteer.planning import plan
+from emosteer.progress import reporting
+from emosteer.records.cell import CELL, Cell
+from emosteer.records.store import Store
+from emosteer.records.sweep import DONE, Command, Sweep, Task
+
+if TYPE_CHECKING:
+    from emosteer.tables import Tables
+
+log = logging.getLogger(__name__)
+
+MOST_CELLS = 10_000
+SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One of Hydra's jobs: a composed configuration, and the files about it that are kept beside the replies."""
+
+    config: Config
+    overrides: tuple[str, ...]
+    files: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job's cell."""
+
+    cell: Cell
+    error: str | None
+    """Why it failed; None where it is done."""
+
+
+def open_sweep(config: Config, directory: Path) -> Sweep:
+    """The sweep in a directory, over the configuration's store."""
+    root = Path(config.store).expanduser().absolute()
+    return Sweep(directory.absolute(), Store(root))
+
+
+def submit(jobs: Sequence[Job], sweep: Sweep) -> list[Cell]:
+    """Turn jobs into cells and join them to a sweep; the cell of each job, in order.
+
+    Raises:
+        EmosteerError: a value that cannot be used, or more cells than a sweep can have. Nothing is written then.
+    """
+    if len(jobs) > MOST_CELLS:
+        raise EmosteerError(f"{len(jobs)} cells: a sweep has at most {MOST_CELLS:,}; split it under several names")
+    planned = [plan(job.config, sweep.store) for job in jobs]
+    tasks: dict[str, Task] = {}
+    for job, cells in zip(jobs, planned, strict=True):
+        for cell in cells:
+            files = job.files if cell.kind == CELL else {}
+            tasks.setdefault(cell.id, Task(cell, job.overrides if cell.kind == CELL else (), files))
+    config = jobs[-1].config
+    sweep.add(Command(_command_line(), _settings(config), _provenance(), list(tasks.values())))
+    _apply_mode(config.mode, sweep, [task.cell for task in tasks.values()])
+    return [cells[0] for cells in planned]
+
+
+def work(sweep: Sweep) -> None:
+    """Run what a sweep lacks, in this process."""
+    scorers = sweep.scorers()
+    tasks = sweep.tasks()
+    unsettled = sweep.unsettled(tasks, scorers)
+    if not unsettled:
+        log.info("Nothing to run: all %d cells of %s are there (controls and baselines counted).", len(tasks), sweep.name)
+        return
+    if len(unsettled) < len(tasks):
+        log.info("%d of %d cells are there already.", len(tasks) - len(unsettled), len(tasks))
+    with _logging_to(sweep), reporting(len(tasks), len(tasks) - len(unsettled)) as report:
+        report.stage("loading torch")
+        from emosteer.worker import Worker
+
+        Worker(sweep, report).run()
+
+
+def outcomes(sweep: Sweep, cells: Sequence[Cell]) -> list[Outcome]:
+    """What became of cells."""
+    scorers = sweep.scorers()
+    return [Outcome(cell, None if sweep.state(cell, scorers) == DONE else _why(sweep, cell)) for cell in cells]
+
+
+def objectives(tables: Tables, cells: Sequence[Cell], column: str) -> list[float]:
+    """The values of a column of `results`, for sweepers that need scores; raises EmosteerError where there is no such column."""
+    if column not in tables.results:
+        numbers = ", ".join(name for name in map(str, tables.results) if name.endswith(("_delta", "_beyond_random")))
+        raise EmosteerError(f"objective={column}: results have no such column; for example {numbers}")
+    values = tables.results.set_index("cell_id")[column]
+    return [float(values[cell.id]) for cell in cells]
+
+
+def failed_tasks(sweep: Sweep) -> list[Cell]:
+    """Every task of a sweep that failed for good: cells, controls, baselines, attributions."""
+    scorers = sweep.scorers()
+    return [task.cell for task in sweep.tasks() if sweep.state(task.cell, scorers) != DONE]
+
+
+def _why(sweep: Sweep, cell: Cell) -> str:
+    failure = sweep.failure(cell)
+    return f"{failure['exception']}: {failure['message']}" if failure else "it was not run"
+
+
+def _apply_mode(mode: str, sweep: Sweep, cells: Sequence[Cell]) -> None:
+    if mode == "reuse":
+        return
+    for cell in cells:
+        sweep.forget_failure(cell)
+        if mode == "force":
+            sweep.store.discard(cell)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    return {
+        "scorers": {name: dict(scorer) for name, scorer in config.scorers.items()},
+        "statistics": asdict(config.statistics),
+        "tracking": asdict(config.tracking),
+        "engine": asdict(config.engine),
+        "worker": asdict(config.worker),
+    }
+
+
+def _command_line() -> list[str]:
+    """As typed, with values of keys that look like secrets left out."""
+    shown = []
+    for argument in [Path(sys.argv[0]).name, *sys.argv[1:]]:
+        key, equals, _ = argument.partition("=")
+        shown.append(f"{key}=***" if equals and any(word in key.upper() for word in SECRET) else argument)
+    return shown
+
+
+def _provenance() -> dict[str, Any]:
+    checkout = Path(emosteer.__file__).parent.parent
+    return {
+        "emosteer": emosteer.__version__,
+        "python": sys.version.split()[0],
+        "host": socket.gethostname(),
+        "directory": str(Path.cwd()),
+        "job": os.environ.get("SLURM_JOB_ID"),
+        "git": _git(checkout, "rev-parse", "HEAD") if (checkout / ".git").exists() else None,
+        "git_dirty": bool(_git(checkout, "status", "--porcelain")) if (checkout / ".git").exists() else None,
+    }
+
+
+def _git(directory: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(directory), *arguments], capture_output=True, text=True, timeout=10, check=True)  # noqa: S603, S607
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+@contextmanager
+def _logging_to(sweep: Sweep) -> Iterator[None]:
+    """One log file per worker, under the sweep's logs/."""
+    sweep.paths.logs.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(sweep.paths.logs / f"{socket.gethostname()}-{os.getpid()}.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()

@@ -1,0 +1,54 @@
+"""The command `emosteer`: one cell, or with -m a sweep of them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from emosteer.config import register
+from emosteer.hydra_jobs import Refused, job, refusals, sweep_directory, with_hydra
+
+INTERRUPTED = 130
+
+register()
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def run(cfg: DictConfig) -> str | float:
+    """Run one cell: by itself, or as a job of one of Hydra's own launchers. Returns its id, or its objective."""
+    from emosteer.finaliser import finalise
+    from emosteer.launcher import objectives, open_sweep, outcomes, submit, work
+    from emosteer.tables import build
+
+    hydra_config = HydraConfig.get()
+    with refusals():
+        whole = with_hydra(cfg)
+        one = job(whole)
+        is_single = hydra_config.mode == RunMode.RUN
+        directory = Path(hydra_config.run.dir) if is_single else sweep_directory(whole)
+        sweep = open_sweep(one.config, directory)
+        cells = submit([one], sweep)
+        work(sweep)
+        tables = finalise(sweep) if is_single else build(sweep)
+        outcome = outcomes(sweep, cells)[0]
+        if outcome.error:
+            raise Refused(f"{outcome.cell.id} failed: {outcome.error}\nsee {sweep.paths.failure(outcome.cell.id)}")
+        return objectives(tables, cells, one.config.objective)[0] if one.config.objective else outcome.cell.id
+
+
+def main() -> None:
+    """Entry point of the command."""
+    try:
+        run()
+    except KeyboardInterrupt:
+        print("\nInterrupted. Finished cells are kept: the same command goes on from there.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

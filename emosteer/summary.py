@@ -1,0 +1,165 @@
+"""What a person reads when a sweep ends: a table of cells with intervals and q, and the best readable replies side by side."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from typing import Any
+
+import pandas as pd
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from emosteer.records.sweep import DONE, FAILED
+from emosteer.statistics import smallest_p
+from emosteer.tables import Tables
+
+READABLE_PERPLEXITY_RATIO = 1.5
+READABLE_DUPLICATION = 0.3
+MOST_ROWS = 40
+EXAMPLES = 3
+SIGNIFICANT = 0.05
+
+
+def console() -> Console:
+    """Where results are printed: stdout, at least 100 columns wide where that is no terminal."""
+    width = None if Console().is_terminal else max(100, shutil.get_terminal_size((100, 24)).columns)
+    return Console(width=width, highlight=False)
+
+
+def summary(name: str, tables: Tables) -> RenderableType:
+    """The summary of a sweep, as something rich can print."""
+    cells = tables.cells
+    parts: list[RenderableType] = [_headline(name, cells, tables.controls)]
+    done = cells[cells["status"] == DONE]
+    if len(done):
+        parts += [_table(done, tables.controls), _legend(done)]
+        best = best_readable(done)
+        parts.append(_examples(tables, best) if best is not None else Text("No cell is readable: see perplexity and duplication."))
+    failed = tables.results[tables.results["status"] == FAILED]
+    parts += [Text(f"failed: {row.cell_id}: {row.error}", style="red") for row in failed.itertuples()]
+    return Group(*parts)
+
+
+def best_readable(cells: pd.DataFrame) -> pd.Series[Any] | None:
+    """The cell with the largest effect on its primary metric among those that stay readable; None where none does.
+
+    Readable: perplexity at most 1.5 times the baseline's, at most 0.3 of the replies beginning alike. Cells whose q is below
+    0.05, also beyond the random direction, come before the others.
+    """
+    ratio = cells.get("perplexity_ratio", pd.Series(1.0, index=cells.index)).fillna(math.inf)
+    duplication = cells.get("duplication_steered", pd.Series(0.0, index=cells.index))
+    readable = cells[(ratio <= READABLE_PERPLEXITY_RATIO) & (duplication <= READABLE_DUPLICATION)]
+    if readable.empty:
+        return None
+    rows = [row for _, row in readable.iterrows() if not math.isnan(_value(row, f"{row['primary']}_delta"))]
+    return max(rows, key=lambda row: (_is_significant(row), _value(row, f"{row['primary']}_delta")), default=None)
+
+
+def _is_significant(row: pd.Series[Any]) -> bool:
+    primary = row["primary"]
+    q, beyond = _value(row, f"{primary}_q"), _value(row, f"{primary}_beyond_random_q")
+    return q < SIGNIFICANT and (math.isnan(beyond) or beyond < SIGNIFICANT)
+
+
+def _headline(name: str, cells: pd.DataFrame, controls: pd.DataFrame) -> Text:
+    counts = cells["status"].value_counts()
+    states = ", ".join(f"{count} {state}" for state, count in counts.items())
+    models = ", ".join(cells["model"].unique())
+    text = f"\n{name}: {len(cells)} cells ({states}), {len(controls)} random controls, on {models}"
+    return Text(text, style="bold")
+
+
+def _table(cells: pd.DataFrame, controls: pd.DataFrame) -> RenderableType:
+    shown = cells
+    if len(cells) > MOST_ROWS:
+        order = [_value(row, f"{row['primary']}_delta") for _, row in cells.iterrows()]
+        shown = cells.assign(_order=order).nlargest(MOST_ROWS, "_order")
+    shown = shown.sort_values(["model", "pair", "layer", "layers", "coefficient"], kind="stable")
+    table = Table(box=None, header_style="bold", pad_edge=False, row_styles=["", "on grey7"])
+    varying = [axis for axis in ("model", "site", "scope", "vector_method", "seed", "prompts") if cells[axis].nunique() > 1]
+    for heading in ("pair", *varying, "block", "coef."):
+        table.add_column(heading, overflow="fold")
+    for heading in ("target", "beyond random", "1st person", "sentiment", "perplexity"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for _, row in shown.iterrows():
+        primary = row["primary"]
+        axes = [str(row[axis]) for axis in varying]
+        table.add_row(
+            f"{row['pair']}\n[dim]{primary}[/dim]",
+            *axes,
+            row["layers"],
+            f"{row['coefficient']:g}",
+            _effect(row, primary),
+            _effect(row, f"{primary}_beyond_random", suffixes=("", "_ci_low", "_ci_high", "_q")),
+            _effect(row, "first_person"),
+            _effect(row, "sentiment", digits=2),
+            _perplexity(row),
+        )
+    if len(shown) < len(cells):
+        return Group(table, Text(f"The {len(shown)} largest effects of {len(cells)} cells; all are in results.csv."))
+    return table
+
+
+def _effect(
+    row: pd.Series[Any],
+    metric: str,
+    digits: int = 1,
+    suffixes: tuple[str, str, str, str] = ("_delta", "_ci_low", "_ci_high", "_q"),
+) -> Text:
+    delta, low, high, q = (_value(row, f"{metric}{suffix}") for suffix in suffixes)
+    if math.isnan(delta):
+        return Text("-")
+    style = "bold green" if q < SIGNIFICANT and delta > 0 else "bold red" if q < SIGNIFICANT else ""
+    text = Text(f"{delta:+.{digits}f} {_q(q)}", style=style)
+    text.append(f"\n[{low:+.{digits}f}, {high:+.{digits}f}]", style="dim not bold")
+    return text
+
+
+def _perplexity(row: pd.Series[Any]) -> Text:
+    ratio = _value(row, "perplexity_ratio")
+    if math.isnan(ratio):
+        return Text("-")
+    text = Text(f"x{ratio:.2f} {_q(_value(row, 'perplexity_q'))}", style="red" if ratio > READABLE_PERPLEXITY_RATIO else "")
+    low, high = _value(row, "perplexity_ci_low"), _value(row, "perplexity_ci_high")
+    text.append(f"\n[{low:+.1f}, {high:+.1f}]", style="dim not bold")
+    return text
+
+
+def _q(q: float) -> str:
+    return "" if math.isnan(q) else "q<.001" if q < 0.001 else f"q={q:.3f}".replace("0.", ".")
+
+
+def _legend(cells: pd.DataFrame) -> Text:
+    lines = [
+        "Mean difference from the baseline per prompt, with its 95 % bootstrap interval; words per 100 words, sentiment -1 to 1;",
+        "perplexity as a ratio. q: Benjamini-Hochberg over the sweep's cells. 'beyond random': against random pushes of that length.",
+    ]
+    n = int(cells["n_prompts"].min())
+    if smallest_p(n) > SIGNIFICANT:
+        lines.append(f"With {n} prompts no p can be below {smallest_p(n):g}: use at least 6.")
+    return Text("\n".join(lines), style="dim")
+
+
+def _examples(tables: Tables, best: pd.Series[Any]) -> RenderableType:
+    replies = tables.replies
+    keys = ["prompt_id", "sample"]
+    steered = replies[replies["cell_id"] == best["cell_id"]].set_index(keys)
+    baseline = replies[replies["cell_id"] == best["baseline_id"]].set_index(keys)
+    table = Table(show_lines=True, title_justify="left", title_style="bold", expand=True)
+    table.title = (
+        f"Best readable cell: {best['pair']}, block {best['layers']}, coefficient {best['coefficient']:g} "
+        f"({best['primary']} {_value(best, best['primary'] + '_delta'):+.1f}, perplexity x{_value(best, 'perplexity_ratio'):.2f})"
+    )
+    for heading, ratio in (("prompt", 2), ("unsteered", 3), ("steered", 3)):
+        table.add_column(heading, ratio=ratio, overflow="fold")
+    for key, row in list(steered.iterrows())[:EXAMPLES]:
+        unsteered = str(baseline["reply"].get(key, ""))
+        table.add_row(Text(str(row["prompt"])), Text(unsteered), Text(str(row["reply"])))
+    return table
+
+
+def _value(row: pd.Series[Any], column: str) -> float:
+    value = row.get(column, math.nan)
+    return math.nan if value is None else float(value)

@@ -1,0 +1,292 @@
+"""A sweep's tables, computed from its records alone: results, replies and dose-response trends.
+
+They are views: built anew at any time, on a half-done sweep too, with the same result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, Cell
+from emosteer.records.store import Store, StoredReply
+from emosteer.records.sweep import DONE, Sweep
+from emosteer.scoring.scorer import Scorer
+from emosteer.statistics import dose_response, false_discovery_rate, paired_effects
+
+Floats = NDArray[np.float64]
+
+TREND_METRICS = ("first_person", "sentiment", "perplexity", "duplication")
+"""Besides each pair's primary metric."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A cell's replies with what the scorers said of each."""
+
+    cell: Cell
+    record: dict[str, Any]
+    replies: list[StoredReply]
+    metrics: dict[str, list[float]]
+    """Metric -> one value per reply."""
+
+    @cached_property
+    def by_prompt(self) -> dict[str, dict[str, float]]:
+        """Metric -> prompt id -> mean over its samples (NaN values left out; NaN where all are)."""
+        means: dict[str, dict[str, float]] = {}
+        for metric, values in self.metrics.items():
+            grouped: dict[str, list[float]] = {}
+            for reply, value in zip(self.replies, values, strict=True):
+                grouped.setdefault(reply.prompt_id, []).append(value)
+            means[metric] = {prompt: _mean(samples) for prompt, samples in grouped.items()}
+        return means
+
+    def matrix(self, metrics: Sequence[str], prompts: Sequence[str]) -> Floats:
+        """Per-prompt means [metric, prompt]; NaN where a metric or prompt is missing."""
+        missing: dict[str, float] = {}
+        return np.array(
+            [[self.by_prompt.get(metric, missing).get(prompt, math.nan) for prompt in prompts] for metric in metrics],
+            dtype=np.float64,
+        ).reshape(len(metrics), len(prompts))
+
+
+@dataclass
+class Tables:
+    """What a sweep comes to."""
+
+    results: pd.DataFrame
+    """A row per cell and control."""
+    replies: pd.DataFrame
+    """A row per (cell, prompt, sample), the baseline's rows under the baseline's id."""
+    trends: pd.DataFrame
+    """A row per (pair, layer, ..., metric): the effect's slope over coefficients."""
+    attributions: dict[str, str] = field(default_factory=dict)
+    """Attribution id -> pair, of those that are there."""
+
+    @property
+    def cells(self) -> pd.DataFrame:
+        """The rows of `results` that are no controls."""
+        return self.results[~self.results["is_control"]]
+
+    @property
+    def controls(self) -> pd.DataFrame:
+        """The rows of `results` that are controls."""
+        return self.results[self.results["is_control"]]
+
+
+def build(sweep: Sweep) -> Tables:
+    """All tables of a sweep, from the records that are there now."""
+    scorers, settings = sweep.scorers(), sweep.settings()["statistics"]
+    cells = [task.cell for task in sweep.tasks()]
+    states = {cell.id: sweep.state(cell, scorers) for cell in cells}
+    scored = {cell.id: _scored(sweep.store, cell, scorers) for cell in cells if _is_readable(cell, states)}
+    metrics = list(dict.fromkeys(metric for one in scored.values() for metric in one.metrics))
+    controls: dict[str, list[Scored]] = {}
+    for one in scored.values():
+        if one.cell.kind == CONTROL:
+            controls.setdefault(one.cell.control_key, []).append(one)
+    rows = [_row(sweep, cell, states[cell.id], scored, controls, metrics, settings) for cell in cells if cell.kind in (CELL, CONTROL)]
+    results = _with_q(pd.DataFrame(rows), metrics)
+    replies = _replies(sweep.store, scored.values(), metrics)
+    attributions = {
+        cell.attribution_id: cell.pair.name for cell in cells if cell.kind == ATTRIBUTION and cell.pair and states[cell.id] == DONE
+    }
+    return Tables(results, replies, _trends(scored, metrics, settings), attributions)
+
+
+def _is_readable(cell: Cell, states: dict[str, str]) -> bool:
+    return cell.kind != ATTRIBUTION and states[cell.id] == DONE
+
+
+def _scored(store: Store, cell: Cell, scorers: Sequence[Scorer]) -> Scored:
+    metrics: dict[str, list[float]] = {}
+    for scorer in scorers:
+        metrics |= store.scores(cell, scorer.key) or {}
+    return Scored(cell, store.record(cell) or {}, store.replies(cell), metrics)
+
+
+def _row(
+    sweep: Sweep,
+    cell: Cell,
+    state: str,
+    scored: dict[str, Scored],
+    controls: dict[str, list[Scored]],
+    metrics: Sequence[str],
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    own, baseline = scored.get(cell.id), scored.get(cell.baseline_id)
+    row = _axes(sweep, cell, state, own)
+    if own is None or baseline is None:
+        return row
+    prompts = list(dict.fromkeys(reply.prompt_id for reply in baseline.replies))
+    options = {"n_resamples": settings["n_resamples"], "confidence": settings["confidence"]}
+    steered, unsteered = own.matrix(metrics, prompts), baseline.matrix(metrics, prompts)
+    effects = paired_effects(steered, unsteered, seed=_seed(cell.id), **options)
+    for metric, effect in zip(metrics, effects, strict=True):
+        row |= {f"{metric}_{key}": value for key, value in asdict(effect).items()}
+    row["perplexity_ratio"] = _ratio(row.get("perplexity_steered"), row.get("perplexity_baseline"))
+    matching = controls.get(cell.control_key, []) if cell.kind == CELL else []
+    row["n_controls"] = len(matching)
+    if matching:
+        random = np.nanmean(np.stack([control.matrix(metrics, prompts) for control in matching]), axis=0)
+        beyond = paired_effects(steered, random, seed=_seed(cell.id), **options)
+        for metric, effect in zip(metrics, beyond, strict=True):
+            row |= {
+                f"{metric}_beyond_random": effect.delta,
+                f"{metric}_beyond_random_ci_low": effect.ci_low,
+                f"{metric}_beyond_random_ci_high": effect.ci_high,
+                f"{metric}_beyond_random_p": effect.p,
+            }
+    return row
+
+
+def _axes(sweep: Sweep, cell: Cell, state: str, own: Scored | None) -> dict[str, Any]:
+    """What a row says besides its metrics."""
+    record = own.record if own else {}
+    resolved, provenance = record.get("resolved", {}), record.get("provenance", {})
+    layers = tuple(resolved.get("layers") or cell.layers or ())
+    pair = cell.pair if cell.kind == CELL else None
+    failure = sweep.failure(cell) or {}
+    assert cell.vector is not None
+    return {
+        "cell_id": cell.id,
+        "sweep": sweep.name,
+        "is_control": cell.kind == CONTROL,
+        "model": cell.model.config.name,
+        "dtype": cell.model.config.dtype,
+        "pair": pair.name if pair else None,
+        "target": pair.target if pair else None,
+        "primary": pair.primary if pair else None,
+        "vector_id": cell.vector_id,
+        "vector_method": cell.vector.method,
+        "site": cell.site,
+        "layer": layers[0] if len(layers) == 1 else None,
+        "layers": "+".join(map(str, layers)) or cell.layers_text,
+        "layer_request": cell.layers_text,
+        "coefficient": cell.coefficient,
+        "coefficient_unit": cell.coefficient_unit,
+        "coefficient_raw": resolved.get("coefficient_raw"),
+        "coefficient_fraction": resolved.get("coefficient_fraction"),
+        "scope": cell.scope,
+        "seed": cell.seed,
+        "prompts": cell.prompts_name,
+        "n_prompts": record.get("n_prompts"),
+        "n_samples": cell.generation.n_samples,
+        "n_tokens": record.get("n_tokens"),
+        "status": state,
+        "error": failure.get("message") if state != DONE else None,
+        "attempt": provenance.get("attempt", failure.get("attempt")),
+        "seconds": provenance.get("seconds"),
+        "baseline_id": cell.baseline_id,
+        "control_key": cell.control_key,
+    }
+
+
+def _with_q(results: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Benjamini-Hochberg over the sweep's cells that are no controls, within each metric; typed and ordered columns."""
+    if results.empty:
+        return results
+    results = results.assign(layer=results["layer"].astype("Int64"), attempt=results["attempt"].astype("Int64"))
+    cells = ~results["is_control"]
+    added: dict[str, pd.Series[float]] = {}
+    for name in [m for metric in metrics for m in (f"{metric}_p", f"{metric}_beyond_random_p")]:
+        if name in results:
+            q = pd.Series(np.nan, index=results.index)
+            q[cells] = false_discovery_rate(results.loc[cells, name].to_numpy(dtype=float))
+            added[f"{name.removesuffix('_p')}_q"] = q
+    results = results.assign(**added)
+    columns = [str(column) for column in results]
+    first = [column for column in columns if not any(column.startswith(f"{metric}_") for metric in metrics)]
+    rest = [column for metric in metrics for column in columns if column.startswith(f"{metric}_")]
+    return results[list(dict.fromkeys([*first, *rest]))].copy()
+
+
+def _replies(store: Store, scored: Iterable[Scored], metrics: Sequence[str]) -> pd.DataFrame:
+    texts: dict[str, dict[str, str]] = {}
+    frames = []
+    for one in scored:
+        key = one.cell.prompts
+        if key not in texts:
+            texts[key] = {prompt.id: prompt.text for prompt in store.prompts(key)}
+        columns: dict[str, Any] = {
+            "cell_id": one.cell.id,
+            "prompt_id": [reply.prompt_id for reply in one.replies],
+            "sample": [reply.sample for reply in one.replies],
+            "prompt": [texts[key].get(reply.prompt_id, "") for reply in one.replies],
+            "reply": [reply.reply for reply in one.replies],
+            "is_baseline": one.cell.kind == BASELINE,
+            "n_tokens": [len(reply.tokens) for reply in one.replies],
+        }
+        missing = [math.nan] * len(one.replies)
+        frames.append(pd.DataFrame(columns | {metric: one.metrics.get(metric, missing) for metric in metrics}))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[str, Any]) -> pd.DataFrame:
+    groups: dict[str, list[Scored]] = {}
+    for one in scored.values():
+        if one.cell.kind == CELL and one.cell.baseline_id in scored:
+            groups.setdefault(_trend_key(one), []).append(one)
+    rows = []
+    for key, members in groups.items():
+        cell, baseline = members[0].cell, scored[members[0].cell.baseline_id]
+        prompts = list(dict.fromkeys(reply.prompt_id for reply in baseline.replies))
+        wanted = [m for m in dict.fromkeys([cell.pair.primary if cell.pair else "", *TREND_METRICS]) if m in metrics]
+        unsteered = baseline.matrix(wanted, prompts)
+        deltas = np.stack([member.matrix(wanted, prompts) - unsteered for member in members])
+        for i, metric in enumerate(wanted):
+            trend = dose_response(
+                [member.cell.coefficient for member in members],
+                deltas[:, i],
+                seed=_seed(key),
+                n_resamples=settings["n_resamples"],
+                confidence=settings["confidence"],
+            )
+            rows.append(json.loads(key) | {"metric": metric, "n_coefficients": len(members), **asdict(trend)})
+    if not rows:
+        return pd.DataFrame()
+    trends = pd.DataFrame(rows)
+    trends["q"] = trends.groupby("metric")["p"].transform(lambda p: false_discovery_rate(p.to_numpy(dtype=float)))
+    return trends
+
+
+def _trend_key(one: Scored) -> str:
+    """All axes of a cell but its coefficient, as JSON."""
+    cell = one.cell
+    assert cell.vector is not None
+    axes = {
+        "model": cell.model.config.name,
+        "dtype": cell.model.config.dtype,
+        "pair": cell.pair.name if cell.pair else None,
+        "vector_id": cell.vector_id,
+        "site": cell.site,
+        "layers": "+".join(map(str, one.record["resolved"]["layers"])),
+        "coefficient_unit": cell.coefficient_unit,
+        "scope": cell.scope,
+        "seed": cell.seed,
+        "baseline_id": cell.baseline_id,
+    }
+    return json.dumps(axes, sort_keys=True)
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def _ratio(steered: float | None, baseline: float | None) -> float:
+    return steered / baseline if steered is not None and baseline else math.nan
+
+
+def _seed(text: str) -> int:
+    """Bootstraps are seeded by what they are of, so that a cell's interval does not depend on its neighbours."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import pytest
+from tiny_models import tokenizer_of
+from transformers import PreTrainedTokenizerFast
+
+from emosteer.errors import EmosteerError
+from emosteer.model.dialogue import Dialogue
+from emosteer.model.language_model import LanguageModel
+
+TALK = [
+    {"role": "user", "content": "How was the rain?"},
+    {"role": "assistant", "content": "Wet."},
+    {"role": "user", "content": "And now?"},
+]
+TEXTS = [
+    "I am so happy that you came!",
+    "  The garden took all night.\n",
+    "How are things?",  # what the opening says, too
+    "Wörter, 言葉 and a 🙂 smile",
+    "One line.\n\nAnother line: it's “quoted”.",
+    "x",
+    "assistant",
+]
+
+
+@pytest.fixture(params=[True, False], ids=["template", "plain"])
+def dialogue(request: pytest.FixtureRequest) -> Dialogue:
+    return Dialogue(tokenizer_of(chat=request.param))
+
+
+def with_template(template: str) -> Dialogue:
+    inner = tokenizer_of().backend_tokenizer
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")  # noqa: S106
+    tokenizer.chat_template = template
+    return Dialogue(tokenizer)
+
+
+def test_template_prompt() -> None:
+    dialogue = Dialogue(tokenizer_of(chat=True))
+    text = dialogue.tokenizer.decode(dialogue.prompt(TALK, "I feel"))
+    assert text == (
+        "<s><|user|>How was the rain?</s>\n<|assistant|>Wet.</s>\n<|user|>And now?</s>\n<|assistant|>I feel"
+    )
+
+
+def test_plain_prompt() -> None:
+    dialogue = Dialogue(tokenizer_of(chat=False))
+    text = dialogue.tokenizer.decode(dialogue.prompt([{"role": "system", "content": "Be brief."}, *TALK], " I feel"))
+    assert text == "<s>System: Be brief.\nUser: How was the rain?\nAssistant: Wet.\nUser: And now?\nAssistant: I feel"
+
+
+def test_one_beginning_of_sequence(dialogue: Dialogue) -> None:
+    begin = dialogue.tokenizer.bos_token_id
+    for tokens in (dialogue.prompt(TALK), dialogue.reading(TEXTS[0]).tokens):
+        assert tokens[0] == begin
+        assert tokens.count(begin) == 1
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_readings_span_is_the_text(dialogue: Dialogue, text: str) -> None:
+    reading = dialogue.reading(text)
+    decode = dialogue.tokenizer.decode
+    assert decode(reading.tokens[reading.start : reading.stop]).strip() == text.strip()
+    before, after = decode(reading.tokens[: reading.start]), decode(reading.tokens[reading.stop :])
+    assert before.endswith(("<|assistant|>", "Assistant:", "Assistant: "))
+    assert "How are things?" in before
+    assert after.strip() in ("", "</s>")
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_readings_span_in_the_real_template(smollm2: LanguageModel, text: str) -> None:
+    reading = smollm2.dialogue.reading(text)
+    decode = smollm2.dialogue.tokenizer.decode
+    assert decode(reading.tokens[reading.start : reading.stop]).strip() == text.strip()
+    assert decode(reading.tokens[: reading.start]).endswith("<|im_start|>assistant\n")
+
+
+def test_a_text_that_stands_in_the_templates_end_too() -> None:
+    reading = Dialogue(tokenizer_of()).reading("s")
+    assert Dialogue(tokenizer_of()).tokenizer.decode(reading.tokens[reading.start : reading.stop]) == "s"
+
+
+def test_a_template_that_changes_the_text_is_refused() -> None:
+    with pytest.raises(EmosteerError, match="changes the text"):
+        with_template("{% for m in messages %}{{ m['content'] | upper }}{% endfor %}").reading("All quiet here.")
+
+
+def test_a_template_that_strips_the_text_is_not() -> None:
+    dialogue = with_template("{% for m in messages %}<s>{{ m['content'] | trim }}</s>{% endfor %}")
+    reading = dialogue.reading("  All quiet here. ")
+    assert dialogue.tokenizer.decode(reading.tokens[reading.start : reading.stop]) == "All quiet here."
+
+
+def test_a_template_that_thinks_aloud_is_told_not_to() -> None:
+    dialogue = with_template("{{ '<think>' if enable_thinking is not defined or enable_thinking else 'quiet' }}")
+    assert dialogue.tokenizer.decode(dialogue.prompt(TALK)) == "quiet"
+
+
+def test_plain_replies_end_where_the_next_turn_begins() -> None:
+    dialogue = Dialogue(tokenizer_of(chat=False))
+    said = " Fine. The User: label stays.\nUser: And you?\nAssistant: Too."
+    assert dialogue.reply(dialogue.tokenizer(said, add_special_tokens=False).input_ids) == "Fine. The User: label stays."
+    for speaker in ("System", "Assistant"):
+        ids = dialogue.tokenizer(f" Fine.\n{speaker}: more", add_special_tokens=False).input_ids
+        assert dialogue.reply(ids) == "Fine."
+
+
+def test_template_replies_are_not_cut() -> None:
+    dialogue = Dialogue(tokenizer_of(chat=True))
+    ids = dialogue.tokenizer("Fine.\nUser: a label", add_special_tokens=False).input_ids
+    assert dialogue.reply(ids) == "Fine.\nUser: a label"
+
+
+def test_replies_show_no_special_tokens(dialogue: Dialogue) -> None:
+    ids = dialogue.tokenizer("<|assistant|> Wet and 🙂.</s>", add_special_tokens=False).input_ids
+    assert dialogue.reply(ids) == "Wet and 🙂."
+    assert dialogue.reply([]) == ""

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from tiny_models import BLOCKS, WIDTH, bare_model, random_tokens, tiny_model, tokenizer_of
+
+from emosteer.config import ModelConfig
+from emosteer.errors import EmosteerError
+from emosteer.model.language_model import LanguageModel, choose_device, load, wrap
+from emosteer.model.source import find
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A tiny model in a directory, as save_pretrained leaves it."""
+    bare_model("llama", 0).save_pretrained(tmp_path)
+    tokenizer_of().save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_what_is_loaded_is_what_was_saved(saved: Path) -> None:
+    model = load(ModelConfig(name="mine", path=str(saved), device="cpu"))
+    ids = torch.tensor(random_tokens(6))
+    assert (model.name, model.n_blocks, model.width, model.dtype, model.device.type) == ("mine", BLOCKS, WIDTH, torch.float32, "cpu")
+    assert not model.model.training
+    assert not any(p.requires_grad for p in model.model.parameters())
+    assert torch.equal(model.model(ids).logits, bare_model("llama", 0)(ids).logits)
+    assert model.dialogue.has_template
+
+
+def test_dtype_and_attention_come_from_the_config(saved: Path) -> None:
+    model = load(ModelConfig(name="mine", path=str(saved), device="cpu", dtype="bfloat16", attn_implementation="eager"))
+    assert model.dtype == torch.bfloat16
+    assert model.model.config._attn_implementation == "eager"
+    assert model.anatomy.module("mlp", 0) is model.model.model.layers[0].mlp  # found in bfloat16 too
+
+
+def test_a_directory_that_transformers_cannot_read(saved: Path) -> None:
+    (saved / "config.json").write_text('{"model_type": "no_such_model", "num_hidden_layers": 4}')
+    with pytest.raises(EmosteerError, match="transformers cannot load it"):
+        load(ModelConfig(name="mine", path=str(saved), device="cpu"))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "tpu"])
+def test_a_device_that_is_not_there(device: str, saved: Path) -> None:
+    if device.startswith("cuda") and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(EmosteerError, match=f"model.device={device}"):
+        load(ModelConfig(name="mine", path=str(saved), device=device))
+
+
+def test_auto_is_a_device_that_is_there() -> None:
+    assert torch.zeros(1, device=choose_device("auto")).item() == 0
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_pad_token() -> None:
+    without, with_pad = tiny_model(pad=False), tiny_model(pad=True)
+    assert without.dialogue.tokenizer.pad_token_id is None
+    assert without.pad_token_id == without.dialogue.tokenizer.eos_token_id
+    assert with_pad.pad_token_id == with_pad.dialogue.tokenizer.convert_tokens_to_ids("<pad>")
+
+
+def test_all_tokens_that_end_a_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = bare_model("llama", 0), tokenizer_of()
+    user = tokenizer.convert_tokens_to_ids("<|user|>")
+    assert wrap("m", model, tokenizer).stop_tokens == {tokenizer.eos_token_id}
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [user, 17])
+    assert wrap("m", model, tokenizer).stop_tokens == {user, 17, tokenizer.eos_token_id}
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    assert wrap("m", model, tokenizer).stop_tokens == {tokenizer.eos_token_id}
+
+
+@pytest.mark.real_model
+def test_the_real_model(smollm2: LanguageModel, smollm2_config: ModelConfig) -> None:
+    assert (smollm2.name, smollm2.n_blocks, smollm2.width, smollm2.dtype) == (smollm2_config.name, 30, 576, torch.float32)
+    decode = smollm2.dialogue.tokenizer.decode
+    assert "<|im_end|>" in {decode([token]) for token in smollm2.stop_tokens}
+
+
+@pytest.mark.real_model
+def test_the_converted_weights_are_the_files(smollm2: LanguageModel, smollm2_config: ModelConfig) -> None:
+    source = find(smollm2_config)
+    tensors = {t.name: t for t in gguf.GGUFReader(Path(source.location) / str(source.gguf_file)).tensors}
+    block = smollm2.model.model.layers[17]
+    for name, weight in {
+        "token_embd.weight": smollm2.model.get_input_embeddings().weight,
+        "blk.17.ffn_down.weight": block.mlp.down_proj.weight,
+        "blk.17.attn_v.weight": block.self_attn.v_proj.weight,
+        "blk.17.ffn_norm.weight": block.post_attention_layernorm.weight,
+    }.items():
+        stored = torch.from_numpy(gguf.dequantize(tensors[name].data, tensors[name].tensor_type).copy())
+        assert torch.equal(weight, stored), name
