@@ -39,7 +39,8 @@ def attribution_heatmap(attribution: Attribution, title: str) -> Figure:
 def effect_heatmap(results: pd.DataFrame, metric: str, title: str) -> Figure:
     """Mean difference from the baseline by layer and coefficient; cells with q < 0.05 are marked."""
     table = results.pivot_table(index="coefficient", columns="layers", values=f"{metric}_delta", sort=False)
-    table = table.sort_index(ascending=False)[sorted([str(c) for c in table.columns], key=_layer_order)]
+    columns = sorted([str(column) for column in table.columns], key=_layer_order)
+    table = table.sort_index(ascending=False)[columns]
     q = results.pivot_table(index="coefficient", columns="layers", values=f"{metric}_q", sort=False).reindex_like(table)
     figure = Figure(figsize=(1.6 + 0.9 * len(table.columns), 1.8 + 0.6 * len(table)), layout="constrained")
     axis = figure.subplots()
@@ -56,25 +57,28 @@ def effect_heatmap(results: pd.DataFrame, metric: str, title: str) -> Figure:
 
 def dose_response(results: pd.DataFrame, controls: pd.DataFrame, metric: str, title: str) -> Figure:
     """Mean difference from the baseline over the coefficient, a line with its interval per layer; random directions dashed."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axis = figure.subplots()
     axis.axhline(0, color="0.6", linewidth=0.8)
-    for number, (layers, rows) in enumerate(_by_layers(results)):
+    groups = _by_layers(results)
+    apart = 0.012 * float(results["coefficient"].abs().max())
+    for number, (layers, rows) in enumerate(groups):
         rows = rows.sort_values("coefficient")
         color = f"C{number % 10}"
+        # Side by side, so that no interval hides another.
+        doses = rows["coefficient"] + apart * (number - (len(groups) - 1) / 2)
         errors = [rows[f"{metric}_delta"] - rows[f"{metric}_ci_low"], rows[f"{metric}_ci_high"] - rows[f"{metric}_delta"]]
-        axis.errorbar(
-            rows["coefficient"], rows[f"{metric}_delta"], yerr=errors, color=color, marker="o", capsize=3, label=f"block {layers}"
-        )
+        axis.errorbar(doses, rows[f"{metric}_delta"], yerr=errors, color=color, marker="o", capsize=3, label=f"block {layers}")
         random = controls[controls["layers"] == layers].groupby("coefficient")[f"{metric}_delta"].mean()
         if len(random):
             axis.plot(random.index, random.to_numpy(), color=color, linestyle="--", marker="x", alpha=0.6)
     if len(controls):
         axis.plot([], [], color="0.4", linestyle="--", marker="x", label="random direction")
+    axis.plot(0, 0, color="black", marker="s", markersize=5, linestyle="", label="baseline")
     axis.set_xlabel("coefficient (fraction of the residual norm)" if _is_fraction(results) else "coefficient (raw)")
     axis.set_ylabel(f"{metric}: difference from the baseline")
     axis.set_title(title)
-    axis.legend(frameon=False)
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

@@ -54,7 +54,7 @@ class _Rate:
         self.total += n
 
     def __str__(self) -> str:
-        if self.started is None or (seconds := time.monotonic() - self.started) <= 0:
+        if self.started is None or (seconds := time.monotonic() - self.started) < 1.0:
             return ""
         return f"{self.total / seconds:,.0f} tokens/s"
 
@@ -84,6 +84,7 @@ class _Lines:
 
     def stage(self, text: str) -> None:
         log.info("%s", text)
+        self.last = time.monotonic()
 
     def tokens(self, n: int) -> None:
         self.rate.add(n)
@@ -97,7 +98,8 @@ class _Lines:
 
     def _line(self) -> None:
         self.last = time.monotonic()
-        log.info("%d of %d cells, %s", self.done, self.total, self.rate)
+        rate = f", {self.rate}" if str(self.rate) else ""
+        log.info("%d of %d cells%s", self.done, self.total, rate)
 
 
 @contextmanager

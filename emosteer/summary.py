@@ -133,8 +133,9 @@ def _q(q: float) -> str:
 
 def _legend(cells: pd.DataFrame) -> Text:
     lines = [
-        "Mean difference from the baseline per prompt, with its 95 % bootstrap interval; words per 100 words, sentiment -1 to 1;",
-        "perplexity as a ratio. q: Benjamini-Hochberg over the sweep's cells. 'beyond random': against random pushes of that length.",
+        "Mean difference from the baseline, with its bootstrap interval over prompts: words per 100 words,",
+        "sentiment from -1 to 1, perplexity as a ratio (interval of the difference). 'beyond random': against",
+        "random pushes of that length. q: Benjamini-Hochberg over the sweep's cells, within each column.",
     ]
     n = int(cells["n_prompts"].min())
     if smallest_p(n) > SIGNIFICANT:

@@ -9,7 +9,7 @@ import socket
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -76,6 +76,7 @@ class Worker:
         self.claims = Claims(self.store.paths.claims, float(settings["worker"]["lease_seconds"]))
         self.leases: dict[str, Lease] = {}
         self._loaded: _Loaded | None = None
+        self._told = 0
         if settings["engine"]["threads"]:
             torch.set_num_threads(int(settings["engine"]["threads"]))
 
@@ -96,7 +97,9 @@ class Worker:
                         time.sleep(min(1.0, self.claims.lease_seconds / 4))
                     before = len(unsettled)
                     unsettled = self.sweep.unsettled(unsettled, self.scorers)
-                    self.report.settled(before - len(unsettled))
+                    # Cells are told as their replies come; others settled the rest, or it needed no replies.
+                    self.report.settled(max(0, before - len(unsettled) - self._told))
+                    self._told = 0
         finally:
             self.claims.release_all()
 
@@ -196,8 +199,14 @@ class Worker:
 
     def _reply(self, loaded: _Loaded, prepared: Sequence[_Prepared]) -> None:
         """Generate and publish; where the batch raises, every cell runs alone, so that only the bad one fails."""
-        started = time.perf_counter()
-        done = _completed(loaded.engine, prepared, self.report)
+        started, generated = time.perf_counter(), 0
+
+        def count(n: int) -> None:
+            nonlocal generated
+            generated += n
+            self.report.tokens(n)
+
+        done = _completed(loaded.engine, prepared, count)
         while True:
             try:
                 cell = next(done, None)
@@ -211,9 +220,8 @@ class Worker:
                 return
             if cell is None:
                 return
-            now = time.perf_counter()
-            self._publish(loaded, cell, now - started)
-            started = now
+            share = sum(len(reply.tokens) for reply in cell.replies.values()) / max(generated, 1)
+            self._publish(loaded, cell, (time.perf_counter() - started) * min(share, 1.0))
 
     def _publish(self, loaded: _Loaded, done: _Prepared, seconds: float) -> None:
         cell = done.task.cell
@@ -235,6 +243,8 @@ class Worker:
             versions=versions(),
         )
         self.store.publish(cell, replies, done.resolved, provenance, done.task.files)
+        self._told += 1
+        self.report.settled(1)
 
     def _score(self, loaded: _Loaded, tasks: Sequence[Task]) -> None:
         self.report.stage("scoring")
@@ -286,11 +296,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _completed(engine: Engine, prepared: Sequence[_Prepared], report: Reporter) -> Iterator[_Prepared]:
+def _completed(engine: Engine, prepared: Sequence[_Prepared], on_tokens: Callable[[int], None]) -> Iterator[_Prepared]:
     """Generate all cells' rows in common batches; yield each cell when its last reply is there."""
     owners = [(cell, i) for cell in prepared for i in range(len(cell.requests))]
     requests = [request for cell in prepared for request in cell.requests]
-    for index, reply in engine.generate(requests, report.tokens):
+    for index, reply in engine.generate(requests, on_tokens):
         cell, i = owners[index]
         cell.replies[i] = reply
         if cell.is_complete:

@@ -35,11 +35,12 @@ def tokenizer_of(chat: bool = True, pad: bool = False) -> PreTrainedTokenizerFas
     inner = Tokenizer(models.BPE(unk_token=SPECIAL[0]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
-    special = [*SPECIAL, *(["<pad>"] if pad else [])]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=340, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False)
     inner.train_from_iterator(SENTENCES, trainer)
     inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", inner.token_to_id("<s>"))])
+    if pad:
+        inner.add_special_tokens(["<pad>"])  # the last id: the others are the same with and without it
     names = {"unk_token": SPECIAL[0], "bos_token": "<s>", "eos_token": EOS} | ({"pad_token": "<pad>"} if pad else {})
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner, additional_special_tokens=["<|user|>", "<|assistant|>"], clean_up_tokenization_spaces=False, **names
@@ -161,9 +162,7 @@ def true_parts(family: str, layer: int) -> dict[str, torch.nn.Module]:
 def random_tokens(*lengths: int, seed: int = 0) -> list[tuple[int, ...]]:
     """Rows of random token ids of the given lengths, none of them special."""
     generator = torch.Generator().manual_seed(seed)
-    return [
-        tuple(int(t) for t in torch.randint(len(SPECIAL) + 1, len(tokenizer_of()), (n,), generator=generator)) for n in lengths
-    ]
+    return [tuple(int(t) for t in torch.randint(len(SPECIAL), len(tokenizer_of()), (n,), generator=generator)) for n in lengths]
 
 
 def random_vector(seed: int = 0, length: float = 1.0, width: int = WIDTH) -> torch.Tensor:

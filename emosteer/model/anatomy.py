@@ -147,7 +147,7 @@ def _note_output(trace: _Trace) -> Callable[..., None]:
 def _note_child(trace: _Trace, name: str) -> Callable[..., None]:
     def note(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         if trace.children is not None and isinstance(hidden(output), Tensor):
-            trace.children[name] = hidden(output)
+            trace.children.setdefault(name, hidden(output))  # Phi's dropout runs after both sublayers
 
     return note
 

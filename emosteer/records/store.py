@@ -71,7 +71,7 @@ class Provenance:
 
     attempt: int
     seconds: float
-    """Of the batch's time, this cell's share by tokens."""
+    """The cell's share, by tokens, of the time that its batch had taken when it was done."""
     host: str
     device: str
     versions: dict[str, str]

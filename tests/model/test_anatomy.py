@@ -13,6 +13,7 @@ from emosteer.model.anatomy import dissect, module_tree
 from emosteer.model.capture import capture
 from emosteer.model.language_model import LanguageModel, wrap
 
+SITES = ("residual", "attention", "mlp")
 PROBE = torch.tensor(random_tokens(5))
 
 
@@ -50,21 +51,25 @@ def ran_once(model: LanguageModel, ids: Tensor) -> list[dict[str, Tensor]]:
 
         return hook
 
-    for layer in range(model.n_blocks):
-        handles.append(model.anatomy.blocks[layer].register_forward_pre_hook(keep_input(layer), with_kwargs=True))
-        for site in ("residual", "attention", "mlp"):
-            handles.append(model.anatomy.module(site, layer).register_forward_hook(keep(layer, site)))
-    with torch.no_grad():
-        model.model(input_ids=ids, use_cache=False)
-    for handle in handles:
-        handle.remove()
+    places = [(layer, site, model.anatomy.module(site, layer)) for layer in range(model.n_blocks) for site in SITES]
+    for layer, block in enumerate(model.anatomy.blocks):
+        handles.append(block.register_forward_pre_hook(keep_input(layer), with_kwargs=True))
+    handles += [module.register_forward_hook(keep(layer, site)) for layer, site, module in places]
+    try:
+        with torch.no_grad():
+            model.model(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
     return notes
 
 
 def assert_parts_add_up(model: LanguageModel, ids: Tensor) -> None:
     for note in ran_once(model, ids):
         parts = note["attention"].reshape(note["input"].shape) + note["mlp"].reshape(note["input"].shape)
-        torch.testing.assert_close(note["input"] + parts, note["residual"], rtol=1e-4, atol=1e-4 * float(note["residual"].abs().max()))
+        torch.testing.assert_close(
+            note["input"] + parts, note["residual"], rtol=1e-4, atol=1e-4 * float(note["residual"].abs().max())
+        )
 
 
 @pytest.mark.parametrize("family", WITH_SITES)
@@ -77,7 +82,7 @@ def test_input_and_sublayers_add_up_to_the_block(family: str) -> None:
 def test_capture_reads_what_the_sublayers_wrote(family: str) -> None:
     model, ids = tiny_model(family), torch.tensor(random_tokens(7, seed=4))
     notes = ran_once(model, ids)
-    with torch.no_grad(), capture(model.anatomy, ("residual", "attention", "mlp")) as seen:
+    with torch.no_grad(), capture(model.anatomy, SITES) as seen:
         model.model(input_ids=ids, use_cache=False)
     assert len(seen) == 3 * BLOCKS
     for (site, layer), states in seen.items():

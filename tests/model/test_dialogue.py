@@ -39,9 +39,7 @@ def with_template(template: str) -> Dialogue:
 def test_template_prompt() -> None:
     dialogue = Dialogue(tokenizer_of(chat=True))
     text = dialogue.tokenizer.decode(dialogue.prompt(TALK, "I feel"))
-    assert text == (
-        "<s><|user|>How was the rain?</s>\n<|assistant|>Wet.</s>\n<|user|>And now?</s>\n<|assistant|>I feel"
-    )
+    assert text == ("<s><|user|>How was the rain?</s>\n<|assistant|>Wet.</s>\n<|user|>And now?</s>\n<|assistant|>I feel")
 
 
 def test_plain_prompt() -> None:
@@ -63,7 +61,7 @@ def test_a_readings_span_is_the_text(dialogue: Dialogue, text: str) -> None:
     decode = dialogue.tokenizer.decode
     assert decode(reading.tokens[reading.start : reading.stop]).strip() == text.strip()
     before, after = decode(reading.tokens[: reading.start]), decode(reading.tokens[reading.stop :])
-    assert before.endswith(("<|assistant|>", "Assistant:", "Assistant: "))
+    assert before.rstrip().endswith(("<|assistant|>", "Assistant:"))
     assert "How are things?" in before
     assert after.strip() in ("", "</s>")
 
@@ -74,7 +72,7 @@ def test_a_readings_span_in_the_real_template(smollm2: LanguageModel, text: str)
     reading = smollm2.dialogue.reading(text)
     decode = smollm2.dialogue.tokenizer.decode
     assert decode(reading.tokens[reading.start : reading.stop]).strip() == text.strip()
-    assert decode(reading.tokens[: reading.start]).endswith("<|im_start|>assistant\n")
+    assert decode(reading.tokens[: reading.start]).rstrip().endswith("<|im_start|>assistant")
 
 
 def test_a_text_that_stands_in_the_templates_end_too() -> None:
