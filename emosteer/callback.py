@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 
 from emosteer.errors import EmosteerError
 from emosteer.hydra_jobs import sweep_directory
-from emosteer.planning import check_sweep_name, typed
+from emosteer.planning import check_sweep_name
 
 
 class SweepCallback(Callback):
@@ -37,7 +37,8 @@ class SweepCallback(Callback):
         from emosteer.launcher import failed_tasks, open_sweep
 
         try:
-            sweep = open_sweep(typed(config), sweep_directory(config))
+            # Of this configuration no more is certain: keys that are swept may be missing in it.
+            sweep = open_sweep(str(config.store), sweep_directory(config))
             finalise(sweep)
         except EmosteerError as error:
             sys.exit(str(error))

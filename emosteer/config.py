@@ -128,11 +128,15 @@ class TrackingConfig:
     """Where results are logged besides the sweep's directory."""
 
     name: str = "none"
-    project: str = "emosteer"
+    project: str | None = None
+    """null takes WANDB_PROJECT, then emosteer."""
     entity: str | None = None
+    """User or team; null takes WANDB_ENTITY, then the server's default."""
     mode: str = "auto"
-    """auto uploads when a key is configured; offline never does."""
+    """auto uploads when a key is configured; offline never does; online warns where there is no key."""
     tags: list[str] = field(default_factory=list)
+    upload_patience: float = 60.0
+    """Seconds without an uploaded run after which the upload is given up; what is not uploaded stays on disk."""
 
 
 @dataclass

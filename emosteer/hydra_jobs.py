@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from emosteer.errors import EmosteerError
@@ -16,7 +16,7 @@ from emosteer.launcher import Job
 from emosteer.planning import typed
 
 
-class Refused(HydraException):
+class Refused(CompactHydraException):
     """An error for the user, which Hydra prints without a traceback."""
 
 

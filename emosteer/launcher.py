@@ -52,10 +52,9 @@ class Outcome:
     """Why it failed; None where it is done."""
 
 
-def open_sweep(config: Config, directory: Path) -> Sweep:
-    """The sweep in a directory, over the configuration's store."""
-    root = Path(config.store).expanduser().absolute()
-    return Sweep(directory.absolute(), Store(root))
+def open_sweep(store: str, directory: Path) -> Sweep:
+    """The sweep in a directory, over a store."""
+    return Sweep(directory.absolute(), Store(Path(store).expanduser().absolute()))
 
 
 def submit(jobs: Sequence[Job], sweep: Sweep) -> list[Cell]:
@@ -90,6 +89,8 @@ def work(sweep: Sweep) -> None:
         log.info("%d of %d cells are there already.", len(tasks) - len(unsettled), len(tasks))
     with _logging_to(sweep), reporting(len(tasks), len(tasks) - len(unsettled)) as report:
         report.stage("loading torch")
+        # Threads that wait by spinning starve each other on shared cores; read by OpenMP when torch starts it.
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from emosteer.worker import Worker
 
         Worker(sweep, report).run()

@@ -22,7 +22,7 @@ register()
 def run(cfg: DictConfig) -> str | float:
     """Run one cell: by itself, or as a job of one of Hydra's own launchers. Returns its id, or its objective."""
     from emosteer.finaliser import finalise
-    from emosteer.launcher import objectives, open_sweep, outcomes, submit, work
+    from emosteer.launcher import failed_tasks, objectives, open_sweep, outcomes, submit, work
     from emosteer.tables import build
 
     hydra_config = HydraConfig.get()
@@ -31,13 +31,15 @@ def run(cfg: DictConfig) -> str | float:
         one = job(whole)
         is_single = hydra_config.mode == RunMode.RUN
         directory = Path(hydra_config.run.dir) if is_single else sweep_directory(whole)
-        sweep = open_sweep(one.config, directory)
+        sweep = open_sweep(one.config.store, directory)
         cells = submit([one], sweep)
         work(sweep)
         tables = finalise(sweep) if is_single else build(sweep)
         outcome = outcomes(sweep, cells)[0]
         if outcome.error:
             raise Refused(f"{outcome.cell.id} failed: {outcome.error}\nsee {sweep.paths.failure(outcome.cell.id)}")
+        if is_single and (failed := failed_tasks(sweep)):
+            raise Refused(f"{len(failed)} cells failed; see {sweep.paths.failures}")
         return objectives(tables, cells, one.config.objective)[0] if one.config.objective else outcome.cell.id
 
 

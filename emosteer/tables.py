@@ -134,10 +134,11 @@ def _row(
     for metric, effect in zip(metrics, effects, strict=True):
         row |= {f"{metric}_{key}": value for key, value in asdict(effect).items()}
     row["perplexity_ratio"] = _ratio(row.get("perplexity_steered"), row.get("perplexity_baseline"))
-    matching = controls.get(cell.control_key, []) if cell.kind == CELL else []
+    # In an order of their own: sums that differ in their last bit rank differently.
+    matching = sorted(controls.get(cell.control_key, []), key=lambda control: control.cell.id) if cell.kind == CELL else []
     row["n_controls"] = len(matching)
     if matching:
-        random = np.nanmean(np.stack([control.matrix(metrics, prompts) for control in matching]), axis=0)
+        random = _mean_of([control.matrix(metrics, prompts) for control in matching])
         beyond = paired_effects(steered, random, seed=_seed(cell.id), **options)
         for metric, effect in zip(metrics, beyond, strict=True):
             row |= {
@@ -237,7 +238,8 @@ def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[st
         if one.cell.kind == CELL and one.cell.baseline_id in scored:
             groups.setdefault(_trend_key(one), []).append(one)
     rows = []
-    for key, members in groups.items():
+    for key, unordered in groups.items():
+        members = sorted(unordered, key=lambda member: (member.cell.coefficient, member.cell.id))
         cell, baseline = members[0].cell, scored[members[0].cell.baseline_id]
         prompts = list(dict.fromkeys(reply.prompt_id for reply in baseline.replies))
         wanted = [m for m in dict.fromkeys([cell.pair.primary if cell.pair else "", *TREND_METRICS]) if m in metrics]
@@ -281,6 +283,13 @@ def _trend_key(one: Scored) -> str:
 def _mean(values: Sequence[float]) -> float:
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
+
+
+def _mean_of(matrices: Sequence[Floats]) -> Floats:
+    """The mean of matrices; NaN values left out, NaN where all are."""
+    stacked = np.stack(matrices)
+    n = (~np.isnan(stacked)).sum(axis=0)
+    return np.where(n > 0, np.nansum(stacked, axis=0) / np.maximum(n, 1), np.nan)
 
 
 def _ratio(steered: float | None, baseline: float | None) -> float:

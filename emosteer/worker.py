@@ -12,8 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
+import psutil
 import torch
 
 import emosteer
@@ -53,7 +53,7 @@ class _Prepared:
 class _Loaded:
     """The model that the worker holds."""
 
-    spec: ModelSpec
+    key: str
     model: LanguageModel
     engine: Engine
     resources: Resources
@@ -77,8 +77,7 @@ class Worker:
         self.leases: dict[str, Lease] = {}
         self._loaded: _Loaded | None = None
         self._told = 0
-        if settings["engine"]["threads"]:
-            torch.set_num_threads(int(settings["engine"]["threads"]))
+        torch.set_num_threads(int(settings["engine"]["threads"] or free_cores()))
 
     def run(self) -> None:
         """Work until every task is settled: done, or failed for good.
@@ -105,13 +104,13 @@ class Worker:
 
     def _claim(self, unsettled: Sequence[Task]) -> list[Task]:
         """Tasks of one model, the one at hand first, up to the number that fills a batch well."""
-        by_model: dict[ModelSpec, list[Task]] = defaultdict(list)
+        by_model: dict[str, list[Task]] = defaultdict(list)
         for task in unsettled:
             by_model[_model_key(task.cell.model)].append(task)
-        at_hand = self._loaded.spec if self._loaded else None
-        for spec in sorted(by_model, key=lambda spec: spec != at_hand):
+        at_hand = self._loaded.key if self._loaded else None
+        for key in sorted(by_model, key=lambda key: key != at_hand):
             claimed: list[Task] = []
-            for task in sorted(by_model[spec], key=_order):
+            for task in sorted(by_model[key], key=_order):
                 if len(claimed) == int(self.settings["worker"]["cells_per_claim"]):
                     break
                 lease = self.claims.take(task.cell.id)
@@ -132,7 +131,7 @@ class Worker:
     def _run_claimed(self, tasks: list[Task]) -> None:
         try:
             loaded = self._load(tasks[0].cell.model)
-        except EmosteerError as error:
+        except Exception as error:
             for task in tasks:
                 self._fail(task, error)
             self._release(tasks)
@@ -145,7 +144,7 @@ class Worker:
         self._release(tasks)
 
     def _load(self, spec: ModelSpec) -> _Loaded:
-        if self._loaded is None or self._loaded.spec != _model_key(spec):
+        if self._loaded is None or self._loaded.key != _model_key(spec):
             self._loaded = None  # frees the last one's memory first
             self.report.stage(f"loading {spec.config.name}")
             source = find(spec.config)
@@ -254,16 +253,15 @@ class Worker:
                 continue
             replies = self.store.replies(task.cell)
             texts = [reply.reply for reply in replies]
-            try:
-                for scorer in missing:
+            for scorer in missing:
+                try:
                     context = {"context": self._context(loaded, task, replies)} if scorer.needs_model else {}
                     metrics = scorer.function(texts, **scorer.options, **context)
                     _check_lengths(scorer.name, metrics, len(texts))
-                    self.store.publish_scores(task.cell, scorer.key, scorer.facts(), metrics)
-            except OSError:
-                raise
-            except Exception as error:
-                self._fail(task, error)
+                except Exception as error:
+                    self._fail(task, error)
+                    break
+                self.store.publish_scores(task.cell, scorer.key, scorer.facts(), metrics)
 
     def _context(self, loaded: _Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:
         prompts = {p.id: loaded.model.dialogue.prompt(p.messages) for p in self.store.prompts(task.cell.prompts)}
@@ -283,6 +281,17 @@ class Worker:
             "overrides": list(task.overrides),
         }
         self.sweep.record_failure(task.cell, facts)
+
+
+def free_cores() -> int:
+    """CPU threads worth using: what OMP_NUM_THREADS says, else the cores that nobody else keeps busy right now.
+
+    Two threads on two contended cores can be ten times slower than one.
+    """
+    if asked := os.environ.get("OMP_NUM_THREADS"):
+        return max(1, int(asked.split(",")[0]))
+    busy = sum(psutil.cpu_percent(interval=0.2, percpu=True)) / 100
+    return max(1, min(torch.get_num_threads(), round((os.cpu_count() or 1) - busy)))
 
 
 def versions() -> dict[str, str]:
@@ -313,10 +322,11 @@ def _check_lengths(name: str, metrics: dict[str, list[float]], n: int) -> None:
             raise EmosteerError(f"scorer {name}: {metric} has {len(values)} values for {n} replies")
 
 
-def _order(task: Task) -> tuple[int, str]:
+def _order(task: Task) -> int:
     """Attribution, which cells may wait for, and the baseline first; the others as they came."""
-    return {ATTRIBUTION: 0, BASELINE: 1}.get(task.cell.kind, 2), ""
+    return {ATTRIBUTION: 0, BASELINE: 1}.get(task.cell.kind, 2)
 
 
-def _model_key(spec: ModelSpec) -> Any:
+def _model_key(spec: ModelSpec) -> str:
+    """Tells models that have to be loaded apart."""
     return repr(spec)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import simplemma
 from scipy.stats import wilcoxon
+from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer

@@ -130,7 +130,7 @@ def test_residual_norms_by_hand(family: str) -> None:
 
 def test_residual_norms_leave_the_first_token_out() -> None:
     """A template that shows the last message alone puts a text's own token first of all."""
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer_of().backend_tokenizer, eos_token="</s>")  # noqa: S106
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer_of().backend_tokenizer, eos_token="</s>")
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"
     model = wrap("tiny", bare_model("llama", 0), tokenizer)
     ids = tokenizer(NEUTRAL[0].text, add_special_tokens=False).input_ids

@@ -50,6 +50,9 @@ def tokenizer_of(chat: bool = True, pad: bool = False) -> PreTrainedTokenizerFas
     return tokenizer
 
 
+UNTIED = {"tie_word_embeddings": False}
+
+
 def _common(**more: Any) -> dict[str, Any]:
     return {
         "hidden_size": WIDTH,
@@ -58,7 +61,7 @@ def _common(**more: Any) -> dict[str, Any]:
         "num_attention_heads": HEADS,
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
-        "tie_word_embeddings": False,
+        **UNTIED,
         **more,
     }
 
@@ -91,7 +94,7 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any], str, str, str]] = {
     "mistral": ("MistralConfig", _common(sliding_window=WINDOW), "model.layers", "self_attn", "mlp"),
     "gpt2": (
         "GPT2Config",
-        {"n_embd": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, "n_positions": 256, "tie_word_embeddings": False},
+        {"n_embd": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, "n_positions": 256, **UNTIED},
         "transformer.h",
         "attn",
         "mlp",
@@ -108,7 +111,13 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any], str, str, str]] = {
         "fc2",
     ),
     "mixtral": ("MixtralConfig", _common(num_local_experts=4, num_experts_per_tok=2), "model.layers", "self_attn", "mlp"),
-    "bloom": ("BloomConfig", {"hidden_size": WIDTH, "n_layer": BLOCKS, "n_head": HEADS}, "transformer.h", "", ""),
+    "bloom": (
+        "BloomConfig",
+        {"hidden_size": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, "tie_word_embeddings": False},
+        "transformer.h",
+        "",
+        "",
+    ),
 }
 FAMILIES = tuple(_FAMILIES)
 WITH_SITES = tuple(family for family in FAMILIES if family != "bloom")
@@ -123,8 +132,10 @@ def random_weights(model: PreTrainedModel, seed: int) -> None:
             draw = torch.randn(weight.shape, generator=generator)
             if weight.dim() < 2:
                 weight.add_(0.1 * draw)
-            elif "emb" in name or "wte" in name or "wpe" in name:
+            elif "emb" in name or "wte" in name:
                 weight.copy_(draw)
+            elif "wpe" in name:  # otherwise the position alone decides the token
+                weight.copy_(0.3 * draw)
             else:
                 weight.copy_(1.5 * draw / min(weight.shape[-2:]) ** 0.5)
 

@@ -105,11 +105,8 @@ def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def _from_pretrained(config: ModelConfig, source: ModelSource) -> tuple[Any, Any]:
-    return _load_quietly(
-        config,
-        source.location,
-        {"revision": source.revision, "trust_remote_code": config.trust_remote_code} if source.revision else {},
-    )
+    options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code}
+    return _load_quietly(config, source.location, options | ({"revision": source.revision} if source.revision else {}))
 
 
 def _load_quietly(config: ModelConfig, location: str, options: dict[str, Any]) -> tuple[Any, Any]:

@@ -245,11 +245,12 @@ class Cell:
 
 def _differences(config: Any) -> dict[str, Any]:
     """The fields of a dataclass that differ from their defaults (all of those without one)."""
-    return {
-        f.name: getattr(config, f.name)
-        for f in fields(config)
-        if f.default is dataclasses.MISSING or getattr(config, f.name) != f.default
-    }
+    return {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != _default(f)}
+
+
+def _default(f: dataclasses.Field[Any]) -> Any:
+    """A field's default; MISSING, which equals no value, where it has none."""
+    return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
 
 
 def _hash(identity: dict[str, Any]) -> str:

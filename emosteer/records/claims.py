@@ -59,6 +59,8 @@ class Claims:
                     self._held[cell_id] = lease
                 return lease
             owner = _owner(path)
+            if not owner and not path.exists():
+                continue  # its holder was done just now
             if not self._is_dead(path, owner):
                 return None
             attempt = int(owner.get("attempt", 1)) + 1

@@ -5,6 +5,7 @@ Records are the truth: a cell is done when its directory with a readable `record
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -29,7 +30,7 @@ from emosteer.datasets import (
     load_prompts,
     to_json_lines,
 )
-from emosteer.records.cell import BASELINE, Cell
+from emosteer.records.cell import ATTRIBUTION, BASELINE, Cell
 from emosteer.records.claims import Claims
 from emosteer.records.paths import CellPaths, StorePaths
 from emosteer.records.publish import publish_directory, publish_file, publish_json, read_json
@@ -93,16 +94,23 @@ class Store:
     def record(self, cell: Cell) -> dict[str, Any] | None:
         """The cell's record, or None."""
         paths = self.cell_paths(cell)
-        try:
+        if not paths.directory.is_dir():
+            return None
+        with contextlib.suppress(ValueError, KeyError, TypeError, FileNotFoundError):
             record = read_json(paths.record)
-            if record is None or (isinstance(record, dict) and record["id"] == cell.id and paths.replies.is_file()):
-                return record
-        except (ValueError, KeyError, UnicodeDecodeError):
-            pass
+            size = paths.replies.stat().st_size
+            # Records of before `replies_bytes` do not say.
+            if record["id"] == cell.id and record.get("replies_bytes", size) == size:
+                return dict(record)
+        self._put_aside(paths, cell)
+        return None
+
+    def _put_aside(self, paths: CellPaths, cell: Cell) -> None:
         aside = paths.directory.with_name(f".damaged-{cell.id}-{uuid.uuid4().hex[:8]}")
         log.warning("%s is damaged: moved to %s, to be run again", paths.record, aside.name)
-        paths.directory.rename(aside)
-        return None
+        # Another process may have been faster.
+        with contextlib.suppress(FileNotFoundError):
+            paths.directory.rename(aside)
 
     def publish(
         self,
@@ -144,7 +152,8 @@ class Store:
                 (directory / name).parent.mkdir(parents=True, exist_ok=True)
                 (directory / name).write_text(content, encoding="utf-8")
             paths.scores.mkdir()
-            paths.record.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+            whole = record | {"replies_bytes": paths.replies.stat().st_size}
+            paths.record.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
         return publish_directory(self.cell_paths(cell).directory, write)
 
@@ -156,15 +165,19 @@ class Store:
 
     def discard(self, cell: Cell) -> None:
         """Forget a cell, so that it is run again (`mode=force`)."""
-        directory = self.cell_paths(cell).directory
+        is_attribution = cell.kind == ATTRIBUTION
+        directory = self.paths.attribution(cell.attribution_id) if is_attribution else self.cell_paths(cell).directory
         if directory.exists():
             directory.rename(directory.with_name(f".discarded-{cell.id}-{uuid.uuid4().hex[:8]}"))
 
     def scores(self, cell: Cell, key: str) -> dict[str, list[float]] | None:
-        """Stored scores under a scorer's key, or None."""
+        """Stored scores under a scorer's key, or None; damaged ones are removed, so that the scorer runs again."""
+        path = self.cell_paths(cell).score(key)
         try:
-            stored = read_json(self.cell_paths(cell).score(key))
+            stored = read_json(path)
         except ValueError:
+            log.warning("%s is damaged: removed, to be computed again", path)
+            path.unlink(missing_ok=True)
             return None
         if stored is None:
             return None

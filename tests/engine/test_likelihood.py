@@ -69,7 +69,9 @@ def test_a_greedy_reply_is_probable() -> None:
 
 @pytest.mark.real_model
 def test_the_real_model(smollm2: LanguageModel) -> None:
-    prompts = [smollm2.dialogue.prompt([{"role": "user", "content": text}]) for text in ("How was it?", "What a long day we had today.")]
+    prompts = [
+        smollm2.dialogue.prompt([{"role": "user", "content": text}]) for text in ("How was it?", "What a long day we had today.")
+    ]
     replies = [tuple(smollm2.dialogue.tokenizer(text).input_ids) for text in ("It was good.", "Rest, then, and sleep well tonight!")]
     texts = list(zip(prompts, replies, strict=True))
     values = mean_log_probabilities(Engine(smollm2), texts)

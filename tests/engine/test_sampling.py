@@ -14,7 +14,7 @@ from emosteer.engine.sampling import choose_tokens, gumbel_noise
 from emosteer.steering import Push, Steering
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, 1.5, -3.0, 0.9])
-N = 8000
+N = 5000
 
 
 def requests(n: int, decoding: Decoding, steering: Steering | None = None) -> list[Request]:

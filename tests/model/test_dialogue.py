@@ -31,7 +31,7 @@ def dialogue(request: pytest.FixtureRequest) -> Dialogue:
 
 def with_template(template: str) -> Dialogue:
     inner = tokenizer_of().backend_tokenizer
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")  # noqa: S106
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>")
     tokenizer.chat_template = template
     return Dialogue(tokenizer)
 

@@ -53,7 +53,7 @@ class LocalLauncher(Launcher):
         configs = [self._compose(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         with refusals():
             jobs = [job(config) for config in configs]
-            sweep = open_sweep(jobs[0].config, sweep_directory(self.config))
+            sweep = open_sweep(jobs[0].config.store, sweep_directory(self.config))
             cells = submit(jobs, sweep)
             self._notify_start(configs)
             work(sweep)
