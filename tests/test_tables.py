@@ -1,0 +1,398 @@
+"""Tables are views of the records: every number is computed again here, by other means, from the replies' table."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_up_sweep import METRICS, join, made_up_cell, publish, random_scores, with_company
+from scipy import stats
+from statsmodels.stats.multitest import multipletests
+
+from emosteer.records.cell import CELL, Cell
+from emosteer.records.store import Store
+from emosteer.records.sweep import Sweep
+from emosteer.tables import Tables, build
+
+AXES = """
+    cell_id sweep model pair target vector_id vector_method site layer layers coefficient coefficient_raw scope seed
+    n_prompts n_samples status attempt seconds
+""".split()  # noqa: SIM905 - as the design lists them
+PER_METRIC = "baseline steered delta ci_low ci_high effect_size p p_perm q beyond_random beyond_random_p beyond_random_q".split()  # noqa: SIM905
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, store: Store) -> Sweep:
+    return Sweep(tmp_path / "mine", store)
+
+
+def grid(store: Store, **changes: object) -> list[Cell]:
+    return [
+        made_up_cell(store, pair, layers=(layer,), coefficient=coefficient, **changes)  # type: ignore[arg-type]
+        for pair in ("joy_sadness", "trust_disgust")
+        for layer in (2, 4)
+        for coefficient in (0.1, 0.3)
+    ]
+
+
+def seed_of(cell: Cell) -> int:
+    """A cell's replies and scores are made up from its id, so that they do not depend on its company."""
+    return int(cell.id.rsplit("-", 1)[1], 16)
+
+
+def run(sweep: Sweep, cells: list[Cell], n_controls: int = 1, n_resamples: int = 99) -> Tables:
+    """Publish cells and their company with random scores, then build."""
+    company = with_company(cells, n_controls)
+    join(sweep, company, statistics={"n_resamples": n_resamples, "confidence": 0.95})
+    for cell in company:
+        publish(sweep.store, sweep.scorers(), cell, seed=seed_of(cell), shift=5 * cell.coefficient if cell.kind == CELL else 0.0)
+    return build(sweep)
+
+
+def per_prompt(replies: pd.DataFrame, cell_id: str, metric: str) -> pd.Series:  # type: ignore[type-arg]
+    """Means over samples by prompt, in the prompts' order."""
+    rows = replies[replies["cell_id"] == cell_id]
+    return rows.groupby("prompt_id", sort=False)[metric].mean()
+
+
+def row_of(tables: Tables, cell: Cell) -> pd.Series:  # type: ignore[type-arg]
+    return tables.results.set_index("cell_id").loc[cell.id]
+
+
+def test_results_have_the_promised_columns(sweep: Sweep, store: Store) -> None:
+    results = run(sweep, grid(store)).results
+
+    assert set(AXES) <= set(results)
+    assert {f"{metric}_{key}" for metric in METRICS for key in PER_METRIC} <= set(results)
+    assert not [name for name in results if list(results.columns).count(name) > 1]
+    for name in ("layer", "seed", "n_prompts", "n_samples", "attempt"):
+        assert pd.api.types.is_integer_dtype(results[name]), name
+    for name in ("coefficient", "coefficient_raw", "seconds", *(f"{m}_{k}" for m in METRICS for k in PER_METRIC)):
+        assert pd.api.types.is_float_dtype(results[name]), name
+    assert results["is_control"].dtype == bool
+
+
+def test_a_row_says_what_its_cell_was(sweep: Sweep, store: Store) -> None:
+    cell = made_up_cell(store, seed=3, site="mlp", scope="all")
+    tables = run(sweep, [cell])
+    row, control = row_of(tables, cell), row_of(tables, cell.control(0))
+
+    expected = {
+        "sweep": "mine", "model": "made-up", "pair": "joy_sadness", "target": "joy", "vector_id": cell.vector_id,
+        "vector_method": "mean_difference", "site": "mlp", "layer": 2, "layers": "2", "coefficient": 0.2, "coefficient_raw": 3.0,
+        "scope": "all", "seed": 3, "n_prompts": 10, "n_samples": 1, "status": "done", "attempt": 1, "seconds": 1.5,
+    }  # fmt: skip
+    assert {key: row[key] for key in expected} == expected
+    assert control["vector_method"] == "random"
+    assert control["vector_id"] == cell.control(0).vector_id
+    assert control[["pair", "target"]].isna().all()
+
+
+def test_replies_have_a_row_per_reply_and_the_baselines_once(sweep: Sweep, store: Store) -> None:
+    cells = grid(store, n_samples=2)
+    replies = run(sweep, cells).replies
+
+    assert {"cell_id", "prompt_id", "sample", "prompt", "reply", "is_baseline", "n_tokens", *METRICS} <= set(replies)
+    assert len(replies) == len(with_company(cells)) * 10 * 2
+    assert not replies.duplicated(["cell_id", "prompt_id", "sample"]).any()
+    assert set(replies.loc[replies["is_baseline"], "cell_id"]) == {cells[0].baseline_id}
+    assert set(zip(replies["prompt_id"], replies["prompt"], strict=True)) == {(f"p{i}", f"Prompt {i}?") for i in range(10)}
+    assert set(replies["n_tokens"]) == {5}
+
+
+@pytest.mark.parametrize("n_samples", [1, 3])
+def test_effects_are_those_of_the_replies_table(sweep: Sweep, store: Store, n_samples: int) -> None:
+    cells = grid(store, n_samples=n_samples)[2:5]
+    tables = run(sweep, cells, n_resamples=1100)
+
+    for cell in cells:
+        row = row_of(tables, cell)
+        for metric in METRICS:
+            steered = per_prompt(tables.replies, cell.id, metric)
+            baseline = per_prompt(tables.replies, cell.baseline_id, metric)
+            difference = steered - baseline
+            assert row[f"{metric}_baseline"] == pytest.approx(baseline.mean())
+            assert row[f"{metric}_steered"] == pytest.approx(steered.mean())
+            assert row[f"{metric}_delta"] == pytest.approx(difference.mean())
+            assert row[f"{metric}_effect_size"] == pytest.approx(difference.mean() / difference.std(ddof=1))
+            if n_samples == 1:  # means of three make ties that differ in the last bit
+                assert row[f"{metric}_p"] == pytest.approx(stats.wilcoxon(difference).pvalue)
+            assert row[f"{metric}_ci_low"] <= row[f"{metric}_delta"] <= row[f"{metric}_ci_high"]
+        joy = per_prompt(tables.replies, cell.id, "joy") - per_prompt(tables.replies, cell.baseline_id, "joy")
+        flips = np.array(list(itertools.product((1, -1), repeat=10)))  # fewer than n_resamples: the p is exact
+        assert row["joy_p_perm"] == pytest.approx((abs(flips @ joy) >= abs(joy.sum()) - 1e-9).mean())
+
+
+@pytest.mark.parametrize("n_controls", [1, 3])
+def test_the_effect_beyond_random_is_against_the_mean_of_the_matching_controls(sweep: Sweep, store: Store, n_controls: int) -> None:
+    cells = grid(store)[2:5]
+    tables = run(sweep, cells, n_controls)
+
+    assert set(tables.cells["n_controls"]) == {n_controls}
+    for cell in cells:
+        row = row_of(tables, cell)
+        for metric in METRICS:
+            controls = sum(per_prompt(tables.replies, cell.control(i).id, metric) for i in range(n_controls)) / n_controls
+            difference = per_prompt(tables.replies, cell.id, metric) - controls
+            assert row[f"{metric}_beyond_random"] == pytest.approx(difference.mean())
+            if n_controls == 1:  # means of three make ties that differ in the last bit
+                assert row[f"{metric}_beyond_random_p"] == pytest.approx(stats.wilcoxon(difference).pvalue)
+    assert tables.controls["joy_beyond_random"].isna().all()
+
+
+def test_q_is_over_the_cells_and_not_their_controls(sweep: Sweep, store: Store) -> None:
+    tables = run(sweep, grid(store))
+
+    for metric in METRICS:
+        for p in (f"{metric}_p", f"{metric}_beyond_random_p"):
+            q = tables.cells[f"{p.removesuffix('_p')}_q"]
+            assert list(q) == pytest.approx(list(multipletests(tables.cells[p], method="fdr_bh")[1])), p
+        assert tables.controls[f"{metric}_q"].isna().all()
+
+
+def test_q_is_over_the_union_of_commands(sweep: Sweep, store: Store) -> None:
+    first = run(sweep, grid(store)[:3])
+    second = run(sweep, grid(store)[3:])
+
+    assert len(second.cells) == 8
+    assert list(second.cells["joy_q"]) == pytest.approx(list(multipletests(second.cells["joy_p"], method="fdr_bh")[1]))
+    ids = list(first.results["cell_id"])
+    by_id = second.results.set_index("cell_id").loc[ids]
+    assert list(by_id["joy_p"]) == list(first.results["joy_p"]), "a cell's own numbers do not depend on its neighbours"
+    assert list(by_id["joy_ci_low"]) == list(first.results["joy_ci_low"])
+
+
+def test_undefined_values_drop_their_prompt_from_that_metric_only(sweep: Sweep, store: Store) -> None:
+    cell = made_up_cell(store, n_samples=2)
+    company = with_company([cell])
+    join(sweep, company)
+    scores = random_scores(20, seed=1)
+    scores["perplexity"][0] = math.nan  # one of the two samples of p0
+    scores["perplexity"][2] = scores["perplexity"][3] = math.nan  # both of p1
+    for number, one in enumerate(company):
+        publish(store, sweep.scorers(), one, scores if one == cell else None, seed=number)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tables = build(sweep)
+    row = row_of(tables, cell)
+
+    steered, baseline = (per_prompt(tables.replies, one, "perplexity") for one in (cell.id, cell.baseline_id))
+    assert steered["p0"] == scores["perplexity"][1]
+    assert math.isnan(steered["p1"])
+    assert row["perplexity_delta"] == pytest.approx((steered - baseline).drop("p1").mean())
+    assert row["perplexity_baseline"] == pytest.approx(baseline.drop("p1").mean()), "over the same prompts"
+    assert row["perplexity_ratio"] == pytest.approx(row["perplexity_steered"] / row["perplexity_baseline"])
+    assert (row["perplexity_n"], row["joy_n"]) == (9, 10)
+
+
+def test_a_metric_that_is_never_defined_is_empty_and_quiet(sweep: Sweep, store: Store) -> None:
+    cell = made_up_cell(store)
+    company = with_company([cell], n_controls=2)
+    join(sweep, company)
+    for number, one in enumerate(company):
+        scores = random_scores(10, seed=number) | {"perplexity": [math.nan] * 10}
+        publish(store, sweep.scorers(), one, scores, seed=number)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        row = row_of(build(sweep), cell)
+
+    assert row[["perplexity_delta", "perplexity_p", "perplexity_q", "perplexity_beyond_random"]].isna().all()
+    assert not math.isnan(row["joy_q"])
+
+
+def test_several_blocks_leave_layer_empty(sweep: Sweep, store: Store) -> None:
+    several = made_up_cell(store, layers=(1, 5))
+    tables = run(sweep, [several, made_up_cell(store)])
+
+    assert pd.isna(row_of(tables, several)["layer"])
+    assert row_of(tables, several)["layers"] == "1+5"
+    assert tables.results["layer"].dtype == "Int64"
+
+
+def test_auto_shows_the_block_that_it_came_to(sweep: Sweep, store: Store) -> None:
+    cell = made_up_cell(store, layers=None)
+    company = with_company([cell])
+    join(sweep, company)
+    for one in company:
+        publish(store, sweep.scorers(), one, layers=(6,) if one.vector else None)
+    row = row_of(build(sweep), cell)
+
+    assert (row["layer"], row["layers"], row["layer_request"]) == (6, "6", "auto")
+
+
+def test_a_failed_cell_has_a_row_and_no_numbers(sweep: Sweep, store: Store) -> None:
+    cells = grid(store)
+    company = with_company(cells)
+    join(sweep, company)
+    for number, one in enumerate(company):
+        if one != cells[0]:
+            publish(store, sweep.scorers(), one, seed=number)
+    sweep.record_failure(cells[0], {"exception": "RuntimeError", "message": "no luck", "attempt": 2})
+    tables = build(sweep)
+    row = row_of(tables, cells[0])
+
+    assert (row["status"], row["error"], row["attempt"]) == ("failed", "no luck", 2)
+    assert (row["layer"], row["coefficient"], row["pair"]) == (2, 0.1, "joy_sadness")
+    assert row[["joy_delta", "joy_p", "joy_q", "seconds"]].isna().all()
+    rest = tables.cells[tables.cells["status"] == "done"]
+    assert len(rest) == 7
+    assert list(rest["joy_q"]) == pytest.approx(list(multipletests(rest["joy_p"], method="fdr_bh")[1]))
+    assert cells[0].id not in set(tables.replies["cell_id"])
+
+
+def test_an_old_failure_does_not_show_once_the_cell_is_done(sweep: Sweep, store: Store) -> None:
+    cell = made_up_cell(store)
+    sweep.record_failure(cell, {"exception": "RuntimeError", "message": "no luck", "attempt": 2})
+    row = row_of(run(sweep, [cell]), cell)
+
+    assert (row["status"], row["attempt"]) == ("done", 1)
+    assert pd.isna(row["error"])
+
+
+def test_a_sweep_that_has_just_begun(sweep: Sweep, store: Store, tmp_path: Path) -> None:
+    join(sweep, with_company(grid(store)))
+    tables = build(sweep)
+
+    assert len(tables.results) == 8 + 4
+    assert set(tables.results["status"]) == {"pending"}
+    assert set(AXES) <= set(tables.results)
+    assert tables.replies.empty
+    assert tables.trends.empty
+    tables.results.to_parquet(tmp_path / "results.parquet")
+    tables.replies.to_parquet(tmp_path / "replies.parquet")
+
+
+def test_a_half_done_sweep_has_the_final_numbers_of_what_is_done(tmp_path: Path, store: Store) -> None:
+    whole = Sweep(tmp_path / "whole", store)
+    cells = grid(store)
+    half = Sweep(tmp_path / "half", Store(tmp_path / "half-store"))
+    for cell in grid(half.store):  # keeps the prompts there
+        assert cell in cells
+    final = run(whole, cells)
+    company = with_company(cells)
+    join(half, company)
+    done = [*company[:5], cells[0].baseline()]
+    for one in company:
+        if one in done:
+            publish(half.store, half.scorers(), one, seed=seed_of(one), shift=5 * one.coefficient if one.kind == CELL else 0.0)
+    now = build(half)
+
+    settled = now.results[now.results["status"] == "done"].set_index("cell_id")
+    assert 0 < len(settled) < len(now.results)
+    for column in ("joy_delta", "joy_ci_low", "joy_ci_high", "joy_p", "joy_p_perm", "perplexity_ratio"):
+        assert list(settled[column]) == list(final.results.set_index("cell_id").loc[settled.index, column]), column
+
+
+def test_without_a_baseline_there_are_replies_and_no_effects(sweep: Sweep, store: Store) -> None:
+    cell = made_up_cell(store)
+    join(sweep, with_company([cell]))
+    publish(store, sweep.scorers(), cell)
+    tables = build(sweep)
+
+    assert row_of(tables, cell)["status"] == "done"
+    assert pd.isna(row_of(tables, cell).get("joy_delta", math.nan))
+    assert len(tables.replies) == 10
+
+
+def test_building_twice_gives_the_same(sweep: Sweep, store: Store) -> None:
+    first = run(sweep, grid(store, n_samples=2), n_controls=2)
+    second = build(Sweep(sweep.paths.root, Store(store.paths.root)))
+
+    for name in ("results", "replies", "trends"):
+        pd.testing.assert_frame_equal(getattr(first, name), getattr(second, name), check_exact=True)
+
+
+def test_the_order_of_cells_does_not_matter(sweep: Sweep, store: Store, tmp_path: Path) -> None:
+    first = run(sweep, grid(store, n_samples=3), n_controls=3)
+    shuffled = Sweep(tmp_path / "mine-2" / "mine", store)
+    cells = [task.cell for task in sweep.tasks()]
+    join(shuffled, [cells[i] for i in np.random.default_rng(0).permutation(len(cells))])
+    second = build(shuffled)
+
+    keys = {
+        "results": ["cell_id"],
+        "replies": ["cell_id", "prompt_id", "sample"],
+        "trends": ["pair", "layers", "metric"],
+    }
+    for name, key in keys.items():
+        ours, theirs = (getattr(t, name).sort_values(key).reset_index(drop=True) for t in (first, second))
+        pd.testing.assert_frame_equal(ours, theirs, check_exact=True)
+
+
+def test_trends_are_slopes_through_the_origin(sweep: Sweep, store: Store) -> None:
+    tables = run(sweep, grid(store))
+    trends = tables.trends
+
+    assert set(trends.query("pair == 'trust_disgust'")["metric"]) == {
+        "trust",
+        "first_person",
+        "sentiment",
+        "perplexity",
+        "duplication",
+    }
+    assert set(trends["n_coefficients"]) == {2}
+    assert len(trends) == 4 * 5
+    for trend in trends.itertuples():
+        cells = tables.cells.query("pair == @trend.pair and layers == @trend.layers")
+        slopes = sum(
+            row.coefficient
+            * (per_prompt(tables.replies, row.cell_id, trend.metric) - per_prompt(tables.replies, row.baseline_id, trend.metric))
+            for row in cells.itertuples()
+        ) / sum(cells["coefficient"] ** 2)
+        assert trend.slope == pytest.approx(slopes.mean())
+        assert trend.p == pytest.approx(stats.wilcoxon(slopes).pvalue, abs=0.05)  # ties may differ in the last bit
+    for _, same in trends.groupby("metric"):
+        assert list(same["q"]) == pytest.approx(list(multipletests(same["p"], method="fdr_bh")[1]))
+
+
+def test_trends_keep_unlike_cells_apart(sweep: Sweep, store: Store) -> None:
+    cells = [
+        made_up_cell(store, coefficient=c, **changes)  # type: ignore[arg-type]
+        for c in (0.1, 0.3)
+        for changes in ({}, {"scope": "all"}, {"seed": 1}, {"site": "mlp"}, {"coefficient_unit": "raw"}, {"layers": (3,)})
+    ]
+    trends = run(sweep, cells).trends
+
+    assert len(trends.query("metric == 'joy'")) == 6
+    assert set(trends["n_coefficients"]) == {2}
+
+
+def test_raw_cells_meet_the_controls_of_their_own_length(sweep: Sweep, store: Store) -> None:
+    cells = [made_up_cell(store, pair, coefficient_unit="raw") for pair in ("joy_sadness", "trust_disgust")]
+    tables = run(sweep, cells)
+
+    assert len(tables.controls) == 2
+    for cell in cells:
+        difference = per_prompt(tables.replies, cell.id, "joy") - per_prompt(tables.replies, cell.control(0).id, "joy")
+        assert row_of(tables, cell)["joy_beyond_random"] == pytest.approx(difference.mean())
+
+
+def test_scores_of_other_scorers_are_left_out(sweep: Sweep, store: Store) -> None:
+    run(sweep, [made_up_cell(store)])
+    only = {"words": {"_target_": "emosteer.scoring.fluency.words"}}
+    join(sweep, [], scorers=only)
+    tables = build(sweep)
+
+    assert "joy_delta" not in tables.results
+    assert "words_delta" in tables.results
+    assert list(tables.replies.columns[-1:]) == ["words"]
+
+
+def test_two_prompt_sets_have_their_own_baselines(sweep: Sweep, store: Store) -> None:
+    cells = [made_up_cell(store), dataclasses.replace(made_up_cell(store, n_prompts=6), prompts_name="fewer")]
+    tables = run(sweep, cells)
+
+    assert tables.replies.query("is_baseline")["cell_id"].nunique() == 2
+    assert [row_of(tables, cell)["n_prompts"] for cell in cells] == [10, 6]
+    assert [row_of(tables, cell)["joy_n"] for cell in cells] == [10, 6]
