@@ -17,6 +17,7 @@ SITES = ("residual", "attention", "mlp")
 UNITS = ("fraction", "raw")
 MODES = ("reuse", "retry", "force")
 VECTOR_METHODS = ("mean_difference", "random")
+TRACKERS = ("wandb", "none")
 
 
 @dataclass

@@ -42,7 +42,7 @@ def effect_heatmap(results: pd.DataFrame, metric: str, title: str) -> Figure:
     columns = sorted([str(column) for column in table.columns], key=_layer_order)
     table = table.sort_index(ascending=False)[columns]
     q = results.pivot_table(index="coefficient", columns="layers", values=f"{metric}_q", sort=False).reindex_like(table)
-    figure = Figure(figsize=(1.6 + 0.9 * len(table.columns), 1.8 + 0.6 * len(table)), layout="constrained")
+    figure = Figure(figsize=(max(6.0, 1.6 + 0.9 * len(table.columns)), 2.0 + 0.6 * len(table)), layout="constrained")
     axis = figure.subplots()
     _heatmap(axis, table.to_numpy(), [f"{c:g}" for c in table.index], title)
     axis.set_xticks(range(len(table.columns)), list(table.columns))

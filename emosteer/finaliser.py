@@ -71,7 +71,7 @@ def figure_files(tables: Tables) -> dict[str, Any]:
             name = f"{pair}-{model}" + (f"-{number + 1}" if len(slices) > 1 else "")
             controls = tables.controls[tables.controls["baseline_id"].isin(rows["baseline_id"])]
             title = f"{primary} words per 100, {pair} on {model}"
-            made[f"effect-{name}"] = figures.effect_heatmap(rows, primary, f"{title}: difference from the baseline (* q < 0.05)")
+            made[f"effect-{name}"] = figures.effect_heatmap(rows, primary, f"{title}:\ndifference from the baseline (* q < 0.05)")
             made[f"dose-response-{name}"] = figures.dose_response(rows, controls, primary, title)
     return made
 

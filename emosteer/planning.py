@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from emosteer.config import MODES, SCOPES, SITES, UNITS, VECTOR_METHODS, Config, ModelConfig, PairConfig, PromptsConfig
+from emosteer.config import MODES, SCOPES, SITES, TRACKERS, UNITS, VECTOR_METHODS, Config, ModelConfig, PairConfig, PromptsConfig
 from emosteer.datasets import SHIPPED, load_contrastive_pairs, load_diagnostic_pairs, load_neutral_texts, load_prompts
 from emosteer.errors import EmosteerError
 from emosteer.model.source import find, resolve_layers
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from emosteer.records.store import Store
 
 NAME = re.compile(r"[^\W.](?:[\w .+=,@-]*[^\W.])?")
+
+OWN_DIRECTION = -1
+"""Index of the random direction of a cell (`vector=random`); its controls count from 0, and must be others."""
 
 
 def typed(cfg: DictConfig) -> Config:
@@ -64,6 +67,7 @@ def _check_values(config: Config) -> None:
         ("coefficient_unit", config.coefficient_unit, UNITS),
         ("vector.method", config.vector.method, VECTOR_METHODS),
         ("attribution.method", config.attribution.method, ("attribution_patching", "none")),
+        ("tracking", config.tracking.name, TRACKERS),
     ):
         if value not in valid:
             raise EmosteerError(f"{key}={value}: choose one of {', '.join(valid)}")
@@ -112,7 +116,7 @@ def _cell(config: Config, store: Store) -> Cell:
     if layers is None and not uses_attribution:
         raise EmosteerError("layer=auto takes the blocks that attribution finds: give a layer, or leave attribution on")
     random = config.vector.method == "random"
-    vector = VectorSpec("random", seed=config.seed) if random else VectorSpec(config.vector.method, pair.texts)
+    vector = VectorSpec("random", seed=config.seed, index=OWN_DIRECTION) if random else VectorSpec(config.vector.method, pair.texts)
     return Cell(
         kind=CELL,
         model=model,
@@ -149,7 +153,13 @@ def _pair_spec(pair: PairConfig, store: Store, uses_attribution: bool) -> PairSp
 
 
 def _path(group: PairConfig | PromptsConfig, folder: str) -> Path:
-    return Path(group.path).expanduser() if group.path else SHIPPED / folder / f"{group.name}.jsonl"
+    if group.path:
+        return Path(group.path).expanduser()
+    shipped = SHIPPED / folder / f"{group.name}.jsonl"
+    if not shipped.exists():
+        key = "pair" if isinstance(group, PairConfig) else "prompts"
+        raise EmosteerError(f"{key}.name={group.name}: no texts of that name are shipped; give {key}.path=FILE")
+    return shipped
 
 
 LOADERS: dict[str, Any] = {

@@ -83,6 +83,9 @@ def find_scorers(config: Mapping[str, Mapping[str, Any]]) -> list[Scorer]:
     Raises:
         EmosteerError: a function that cannot be imported, or options that it does not take.
     """
+    for name, entry in config.items():
+        if not isinstance(entry, Mapping):
+            raise EmosteerError(f"scorers.{name}={entry}: give _target_, the dotted path of a function, and its options")
     return [_find_scorer(name, dict(entry)) for name, entry in config.items()]
 
 

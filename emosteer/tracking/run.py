@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import Any
 
 import pandas as pd
@@ -74,8 +74,7 @@ class Run:
 
     def content(self) -> str:
         """A digest of all that the run says."""
-        plain = [FORMAT, asdict(self)]
-        return hashlib.sha256(json.dumps(_rounded(plain), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(_rounded([FORMAT, self]), sort_keys=True).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
         """As `wandb_writer` reads it."""
@@ -120,6 +119,8 @@ def plain(value: Any) -> Scalar:
 def _rounded(data: Any) -> Any:
     if isinstance(data, float):
         return float(f"{data:.{HASHED_DIGITS}g}")
+    if is_dataclass(data):
+        data = vars(data)
     if isinstance(data, dict):
         # Where a picture lies is not what it shows.
         return {key: _rounded(value) for key, value in data.items() if key != "path"}

@@ -1,7 +1,7 @@
 """Weights & Biases: a run per cell and one per sweep, written offline from the records and uploaded where the user is logged in.
 
 Nothing of this happens while cells run, so that a network can neither fail nor stall a cell. wandb itself is imported only in
-processes of its own, one that writes (about 50 ms a run) and `wandb sync`, which are given up when they stand still: this process
+processes of its own, one that writes (about 80 ms a run) and `wandb sync`, which are given up when they stand still: this process
 keeps its environment, its directory, its terminal and any run that it has open. An offline run cannot be continued; each is written
 once, whole, and written anew when its content changes.
 """
@@ -48,7 +48,7 @@ UPLOAD_PATIENCE = 60.0
 """Seconds without an uploaded run after which the upload is given up, where the settings do not say it."""
 WRITE_PATIENCE = 120.0
 """Seconds without a written run: importing wandb alone takes many on a busy file server."""
-RUN_SECONDS = 0.05
+RUN_SECONDS = 0.08
 """To write a run (measured), for the message."""
 LEASE = "writing"
 LEASE_SECONDS = 60.0

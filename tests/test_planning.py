@@ -1,0 +1,289 @@
+"""A wrong value is refused in a line, before a model is loaded; every shipped configuration can be planned."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+import emosteer
+from emosteer import planning
+from emosteer.config import ModelConfig, register
+from emosteer.datasets import SHIPPED
+from emosteer.errors import EmosteerError
+from emosteer.model.source import ModelSource
+from emosteer.planning import plan, typed
+from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, Cell
+from emosteer.records.store import Store
+
+N_BLOCKS = 30
+CONF = Path(emosteer.__file__).parent / "conf"
+GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in ("hydra", "experiment", "__pycache__"))
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+
+
+def nowhere(model: ModelConfig) -> ModelSource:
+    """Stands for `find`: every model is there, and has 30 blocks (the paper's 32)."""
+    n_blocks = 32 if "Llama-3.1-8B" in model.path else N_BLOCKS
+    return ModelSource(model.path, model.gguf_file, None, f"sha256:{model.path}", n_blocks)
+
+
+@pytest.fixture(autouse=True)
+def _every_model_is_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    register()
+    planning._model_spec.cache_clear()
+    monkeypatch.setattr(planning, "find", nowhere)
+    with initialize_config_module("emosteer.conf", version_base="1.3"):
+        yield
+    planning._model_spec.cache_clear()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def composed(*overrides: str) -> DictConfig:
+    return compose("config", list(overrides), return_hydra_config=True)
+
+
+def planned(store: Store, *overrides: str) -> list[Cell]:
+    return plan(typed(composed(*overrides)), store)
+
+
+BAD = {
+    "mode=again": "mode=again: choose one of reuse, retry, force",
+    "scope=reply": "scope=reply: choose one of generated, prompt, all",
+    "site=head": "site=head: choose one of residual, attention, mlp",
+    "coefficient_unit=percent": "coefficient_unit=percent: choose one of fraction, raw",
+    "vector.method=pca": "vector.method=pca: choose one of mean_difference, random",
+    "attribution.method=lens": "attribution.method=lens: choose one of attribution_patching, none",
+    "tracking.name=paper": "tracking=paper: choose one of",
+    "coefficient=nan": "coefficient=nan: give a finite number",
+    "coefficient=-inf": "coefficient=-inf: give a finite number",
+    "generation.max_new_tokens=0": "generation.max_new_tokens=0: give a whole number of at least 1",
+    "generation.min_new_tokens=-1": "generation.min_new_tokens=-1: give a whole number of at least 0",
+    "generation.min_new_tokens=61": "generation.min_new_tokens=61 is more than max_new_tokens",
+    "generation.n_samples=0": "generation.n_samples=0: give a whole number of at least 1",
+    "generation.n_samples=2": "generation.n_samples=2 gives equal replies: add generation.do_sample=true",
+    "generation.temperature=0": "generation.temperature=0.0: give a number above 0",
+    "generation.temperature=inf": "generation.temperature=inf: give a number above 0",
+    "generation.temperature=nan": "generation.temperature=nan: give a number above 0",
+    "generation.top_p=0": "generation.top_p=0.0: give a number above 0 and at most 1",
+    "generation.top_p=1.5": "generation.top_p=1.5: give a number above 0 and at most 1",
+    "controls.random=-1": "controls.random=-1: give a whole number of at least 0",
+    "attribution.blocks=0": "attribution.blocks=0: give a whole number of at least 1",
+    "attribution.steps=0": "attribution.steps=0: give a whole number of at least 1",
+    "statistics.n_resamples=0": "statistics.n_resamples=0: give a whole number of at least 1",
+    "statistics.confidence=1": "statistics.confidence=1.0: give a number between 0 and 1",
+    "worker.cells_per_claim=0": "worker.cells_per_claim=0: give a whole number of at least 1",
+    "worker.lease_seconds=0": "worker.lease_seconds=0.0: give a number above 0",
+    "engine.batch_rows=0": "engine.batch_rows=0: give a whole number of at least 1",
+    "engine.threads=-2": "engine.threads=-2: give a whole number of at least 1",
+    "layer=30": "layer 30 is out of range: SmolLM2-135M-Instruct has blocks 0 to 29",
+    "layer=-1": "layer -1 is out of range: SmolLM2-135M-Instruct has blocks 0 to 29",
+    "layer=[8,40]": "layer 40 is out of range",
+    "layer=1.5": "layer=1.5: a fraction of the depth lies between 0.0 and 1.0",
+    "layer=nan": "layer=nan: a fraction of the depth lies between 0.0 and 1.0",
+    "layer=deep": "layer=deep: give a block, a list of blocks, a fraction of the depth, or auto",
+    "layer=true": "layer=True: give a block",
+    "layer=null": "layer=None: give a block",
+    "layer=[]": "layer=[]: give at least one block",
+    "layer=[8,8]": "layer=[8, 8]: give at least one block, each once",
+    "layer={a:1}": "layer={'a': 1}: give a block",
+    "prompts.limit=0": "prompts.limit=0: give a whole number of at least 1",
+    "prompts.path=nowhere.jsonl": "nowhere.jsonl: no such file",
+    "prompts.path=.": ".: Is a directory",
+    "pair.path=nowhere.jsonl": "nowhere.jsonl: no such file",
+    "pair.diagnostics=nowhere.jsonl": "nowhere.jsonl: no such file",
+    "pair.name=awe_dread": "pair=awe_dread: no diagnostic pairs are shipped for it; give",
+    "pair=custom": "pair.",
+    "prompts.name=mine": "prompts.name=mine: no texts of that name are shipped; give prompts.path=FILE",
+    "prompts=custom": "give prompts.path=FILE",
+    "model=custom": "model.path",
+    "+scorers.mine._target_=mine": "scorers.mine._target_=mine: give the dotted path of a function",
+    "+scorers.mine._target_=no.where": "scorers.mine._target_=no.where: No module named 'no'; is its directory on PYTHONPATH?",
+    "+scorers.mine.option=1": "scorers.mine._target_=None: give the dotted path of a function",
+    "+scorers.mine=3": "scorers.mine=3: give _target_",
+    "+scorers.nrc.unheard=1": "scorers.nrc: emosteer.scoring.nrc.nrc got an unexpected keyword argument 'unheard'",
+}
+
+
+@pytest.mark.parametrize("override", BAD)
+def test_a_bad_value_is_refused_in_a_line_that_names_key_value_and_remedy(store: Store, override: str) -> None:
+    with pytest.raises(EmosteerError) as raised:
+        planned(store, override)
+
+    assert BAD[override] in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "/a", "..", ".", "a.", ".a", " a", "a ", "a\nb", "a\0b", "~", "a:b", "a\\b", "*", "-m"])
+def test_a_name_that_is_no_path_component_is_refused(name: str) -> None:
+    with pytest.raises(EmosteerError, match="name="):
+        planning.check_sweep_name(name)
+
+
+@pytest.mark.parametrize("name", ["a", "demo", "joy v2", "2026-08-01", "a.b", "lr=0.1", "élan", "感情", "a_b", "a+b,c@d"])
+def test_ordinary_names_pass(name: str) -> None:
+    assert planning.check_sweep_name(name) == name
+
+
+def test_auto_needs_attribution(store: Store) -> None:
+    with pytest.raises(EmosteerError, match="layer=auto takes the blocks that attribution finds"):
+        planned(store, "layer=auto", "attribution=none")
+
+
+def test_a_pair_of_ones_own_without_diagnostics_says_how_to_go_on(store: Store, tmp_path: Path) -> None:
+    shutil.copy(SHIPPED / "pairs" / "joy_sadness.jsonl", tmp_path / "awe.jsonl")
+    own = ("pair=custom", "pair.target=awe", "pair.counterpart=dread", "pair.primary=positive", f"pair.path={tmp_path}/awe.jsonl")
+
+    with pytest.raises(EmosteerError, match=r"pair=awe_dread: .*give pair.diagnostics=FILE, or set attribution=none"):
+        planned(store, *own)
+
+    cell = planned(store, *own, "attribution=none")[0]
+    assert cell.pair is not None
+    assert (cell.pair.name, cell.pair.target, cell.pair.primary) == ("awe_dread", "awe", "positive")
+    shipped = planned(store, "attribution=none")[0]
+    assert shipped.vector == cell.vector, "the same texts are the same vector"
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_can_be_planned(store: Store, tmp_path: Path, group: str, option: str) -> None:
+    shutil.copy(SHIPPED / "pairs" / "joy_sadness.jsonl", tmp_path / "mine.jsonl")
+    shutil.copy(SHIPPED / "prompts" / "conversation.jsonl", tmp_path / "asked.jsonl")
+    needed = {
+        ("model", "custom"): ["model.path=/models/mine"],
+        ("pair", "custom"): ["pair.target=joy", "pair.counterpart=grief", f"pair.path={tmp_path}/mine.jsonl", "attribution=none"],
+        ("prompts", "custom"): [f"prompts.path={tmp_path}/asked.jsonl"],
+    }
+    cells = planned(store, f"{group}={option}", *needed.get((group, option), []))
+
+    assert cells[0].kind == CELL
+    assert {cell.kind for cell in cells} >= {CELL, BASELINE}
+    if (group, option) == ("prompts", "custom"):
+        assert cells[0].prompts_name == "asked"
+    if (group, option) == ("model", "custom"):
+        assert cells[0].model.config.name == "mine"
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_can_be_planned_at_every_point(store: Store, experiment: str) -> None:
+    config = composed(f"experiment={experiment}")
+    axes = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in config.hydra.sweeper.params.items()])
+    values = [
+        [f"{axis.key_or_group}={value}" for value in axis.sweep_string_iterator()] if axis.is_sweep_override() else [axis.input_line]
+        for axis in axes
+    ]
+
+    assert config.hydra.mode.name == "MULTIRUN"
+    assert config.name != "default"
+    points = list(itertools.product(*values))
+    assert 1 <= len(points) <= 10_000
+    # Every value of every axis once.
+    for i in range(max(map(len, values))):
+        point = [axis[min(i, len(axis) - 1)] for axis in values]
+        assert planned(store, f"experiment={experiment}", *point)[0].kind == CELL
+    for axis, options in zip(axes, values, strict=True):
+        assert len(set(options)) == len(options), axis.key_or_group
+
+
+def test_each_experiments_file_says_how_to_run_it() -> None:
+    for experiment in EXPERIMENTS:
+        assert f"emosteer -m experiment={experiment}" in (CONF / "experiment" / f"{experiment}.yaml").read_text()
+
+
+def test_no_configuration_that_ends_in_an_id_refers_to_hydra() -> None:
+    files = [path for path in CONF.rglob("*.yaml") if "hydra" not in path.relative_to(CONF).parts]
+
+    assert files
+    assert not [path for path in files if "${hydra:" in path.read_text()]
+
+
+def test_a_cell_brings_its_baseline_its_controls_and_its_attribution(store: Store) -> None:
+    cells = planned(store, "controls.random=3")
+
+    assert [cell.kind for cell in cells] == [CELL, BASELINE, CONTROL, CONTROL, CONTROL, ATTRIBUTION]
+    assert cells[1].id == cells[0].baseline_id
+    assert {cell.control_key for cell in cells[2:5]} == {cells[0].control_key}
+    assert cells[5].attribution_id == cells[0].attribution_id
+    assert [cell.kind for cell in planned(store, "controls=none", "attribution=none")] == [CELL, BASELINE]
+    assert [cell.kind for cell in planned(store, "coefficient=0", "attribution=none")] == [CELL, BASELINE]
+
+
+def test_a_random_direction_as_a_cell_is_none_of_its_controls(store: Store) -> None:
+    cell, _, *controls = planned(store, "vector=random", "controls.random=3", "attribution=none")
+
+    assert len({one.vector_id for one in (cell, *controls)}) == 4
+    assert {control.control_key for control in controls} == {cell.control_key}
+
+
+def test_an_index_a_list_and_a_fraction_name_the_same_block(store: Store) -> None:
+    ids = {
+        layer: planned(store, f"layer={layer}")[0].id for layer in ("29", "1.0", "[29]", "0", "0.0", "15", "0.52", "[8,10]", "8+10")
+    }
+
+    assert ids["29"] == ids["1.0"] == ids["[29]"]
+    assert ids["0"] == ids["0.0"]
+    assert ids["15"] == ids["0.52"]
+    assert ids["[8,10]"] == ids["8+10"] == planned(store, "layer=[10,8]")[0].id
+    assert len(set(ids.values())) == 4
+    assert planned(store, "layer=auto")[0].layers is None
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["name=other", "tracking=none", "model.device=cpu", "engine.batch_rows=7", "engine.threads=1", "worker.cells_per_claim=2",
+     "worker.lease_seconds=2", "statistics.n_resamples=9", "mode=force", "store=/elsewhere", "controls=none",
+     "~scorers.perplexity", "model.name=mine", "hydra/launcher=basic", "objective=joy_delta"],
+)  # fmt: skip
+def test_what_is_beside_the_replies_keeps_the_id(store: Store, override: str) -> None:
+    assert planned(store, override)[0].id == planned(store)[0].id
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=1", "layer=9", "coefficient=0.3", "coefficient=-0.2", "coefficient_unit=raw", "scope=all", "site=mlp",
+     "model=qwen3", "model.dtype=bfloat16", "pair=love_hate", "prompts=confirmation", "prompts.limit=5", "vector=random",
+     "generation=sampled", "generation.max_new_tokens=61", "generation.min_new_tokens=1"],
+)  # fmt: skip
+def test_what_is_asked_of_the_replies_changes_the_id(store: Store, override: str) -> None:
+    assert planned(store, override)[0].id != planned(store)[0].id
+
+
+def test_texts_count_by_content_and_not_by_place(store: Store, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.jsonl"
+    shutil.copy(SHIPPED / "prompts" / "conversation.jsonl", copy)
+    shipped, copied = planned(store)[0], planned(store, f"prompts.path={copy}")[0]
+    assert copied.id == shipped.id
+
+    lines = copy.read_text().splitlines()
+    record = json.loads(lines[0])
+    copy.write_text("\n".join([json.dumps({**record, "text": record["text"] + " Please."}), *lines[1:]]))
+    edited = planned(store, f"prompts.path={copy}")[0]
+
+    assert edited.id != shipped.id
+    assert store.prompts(edited.prompts)[0].text == record["text"] + " Please."
+    assert store.prompts(shipped.prompts)[0].text == record["text"], "what a cell was run on stays in the store"
+
+
+def test_the_limit_takes_the_first_prompts(store: Store) -> None:
+    whole, few = planned(store)[0], planned(store, "prompts.limit=4")[0]
+
+    assert store.prompts(few.prompts) == store.prompts(whole.prompts)[:4]
+
+
+def test_a_bad_file_of_ones_own_is_told_with_its_line(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text('{"id": "a", "text": "Hello?"}\n{"id": "b"}\n')
+
+    with pytest.raises(EmosteerError, match=r"mine\.jsonl:2: "):
+        planned(store, f"prompts.path={path}")
