@@ -18,6 +18,8 @@ UNITS = ("fraction", "raw")
 MODES = ("reuse", "retry", "force")
 VECTOR_METHODS = ("mean_difference", "random")
 TRACKERS = ("wandb", "none")
+TRACKING_MODES = ("auto", "offline", "online")
+TRACKERS = ("wandb", "none")
 
 
 @dataclass

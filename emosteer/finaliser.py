@@ -50,12 +50,18 @@ def write_tables(sweep: Sweep, tables: Tables) -> None:
 def draw(sweep: Sweep, tables: Tables) -> None:
     """Put the figures into the sweep's directory: per model and pair, heatmap, dose-response and attribution."""
     sweep.paths.figures.mkdir(parents=True, exist_ok=True)
+    drawn = set()
     for name, figure in figure_files(tables).items():
+        drawn.add(sweep.paths.figures / f"{name}.png")
         figure.savefig(sweep.paths.figures / f"{name}.png", dpi=150)
     for attribution_id, pair in tables.attributions.items():
         heatmap = sweep.store.paths.attribution_heatmap(attribution_id)
+        path = sweep.paths.figures / f"attribution-{pair}-{attribution_id.rsplit('-', 1)[-1]}.png"
         if heatmap.exists():
-            publish_file(sweep.paths.figures / f"attribution-{pair}-{attribution_id.rsplit('-', 1)[-1]}.png", heatmap.read_bytes())
+            drawn.add(path)
+            publish_file(path, heatmap.read_bytes())
+    for stale in set(sweep.paths.figures.glob("*.png")) - drawn:
+        stale.unlink()
 
 
 def figure_files(tables: Tables) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MOST_CELLS = 10_000
-SECRET = ("KEY", "TOKEN", "SECRET", "PASSWORD")
+SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
+"""Ends of configuration keys whose values are not written down."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ def _command_line() -> list[str]:
     shown = []
     for argument in [Path(sys.argv[0]).name, *sys.argv[1:]]:
         key, equals, _ = argument.partition("=")
-        shown.append(f"{key}=***" if equals and any(word in key.upper() for word in SECRET) else argument)
+        shown.append(f"{key}=***" if equals and SECRET.search(key) else argument)
     return shown
 
 

@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from emosteer.config import MODES, SCOPES, SITES, TRACKERS, UNITS, VECTOR_METHODS, Config, ModelConfig, PairConfig, PromptsConfig
+from emosteer.config import (
+    MODES,
+    SCOPES,
+    SITES,
+    TRACKERS,
+    TRACKING_MODES,
+    UNITS,
+    VECTOR_METHODS,
+    Config,
+    ModelConfig,
+    PairConfig,
+    PromptsConfig,
+)
 from emosteer.datasets import SHIPPED, load_contrastive_pairs, load_diagnostic_pairs, load_neutral_texts, load_prompts
 from emosteer.errors import EmosteerError
 from emosteer.model.source import find, resolve_layers
@@ -66,6 +78,8 @@ def _check_values(config: Config) -> None:
         ("site", config.site, SITES),
         ("coefficient_unit", config.coefficient_unit, UNITS),
         ("vector.method", config.vector.method, VECTOR_METHODS),
+        ("tracking.name", config.tracking.name, TRACKERS),
+        ("tracking.mode", config.tracking.mode, TRACKING_MODES),
         ("attribution.method", config.attribution.method, ("attribution_patching", "none")),
         ("tracking", config.tracking.name, TRACKERS),
     ):

@@ -133,12 +133,13 @@ def test_residual_norms_leave_the_first_token_out() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer_of().backend_tokenizer, eos_token="</s>")
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"
     model = wrap("tiny", bare_model("llama", 0), tokenizer)
-    ids = tokenizer(NEUTRAL[0].text, add_special_tokens=False).input_ids
-    assert model.dialogue.reading(NEUTRAL[0].text).start == 0
-    with torch.no_grad():
-        states = model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1:BLOCKS]  # not the last: it is normed
-    expected = [median([float(state.norm()) for state in layer[0, 1:]]) for layer in states]
-    torch.testing.assert_close(residual_norms(model, NEUTRAL[:1])[:-1], torch.tensor(expected), rtol=1e-4, atol=1e-4)
+    for text in ("in", "me", "rain", "garden", NEUTRAL[0].text):  # of two tokens, one is left
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        assert model.dialogue.reading(text).start == 0
+        with torch.no_grad():
+            states = model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1:BLOCKS]  # not the last: it is normed
+        expected = torch.tensor([median([float(state.norm()) for state in layer[0, 1:]]) for layer in states])
+        torch.testing.assert_close(residual_norms(model, [NeutralText("a", text)])[:-1], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.real_model

@@ -238,6 +238,13 @@ def test_a_prompt_is_prefilled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [shape for shape in shapes if shape[1] > 1] == [(1, 8)]
 
 
+def test_steered_prefixes_are_not_kept() -> None:
+    """Each serves one row: kept, they would fill the memory cell by cell."""
+    engine, requests = Engine(tiny_model("llama")), mixed_requests()
+    replies(engine, requests)
+    assert set(engine._prefixes) == {(request.prompt[:-1], None) for request in requests}
+
+
 def test_on_tokens_counts_every_token() -> None:
     requests = mixed_requests(("residual",), Decoding(16))
     model = stopping_model("llama", requests)
