@@ -21,9 +21,7 @@ register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def run(cfg: DictConfig) -> str | float:
     """Run one cell: by itself, or as a job of one of Hydra's own launchers. Returns its id, or its objective."""
-    from emosteer.finaliser import finalise
     from emosteer.launcher import failed_tasks, objectives, open_sweep, outcomes, submit, work
-    from emosteer.tables import build
 
     hydra_config = HydraConfig.get()
     with refusals():
@@ -34,6 +32,10 @@ def run(cfg: DictConfig) -> str | float:
         sweep = open_sweep(one.config.store, directory)
         cells = submit([one], sweep)
         work(sweep)
+        # After the work: a wrong value is refused without waiting for pandas and matplotlib.
+        from emosteer.finaliser import finalise
+        from emosteer.tables import build
+
         tables = finalise(sweep) if is_single else build(sweep)
         outcome = outcomes(sweep, cells)[0]
         if outcome.error:

@@ -406,7 +406,9 @@ def thinned(smollm2: LanguageModel) -> LanguageModel:
 
 def correlation(a: Tensor, b: Tensor) -> float:
     """Over blocks, of the means over pairs."""
-    r = float(stats.pearsonr(a.mean(0), b.mean(0)).statistic); print(f"r={r:.3f}"); return r
+    r = float(stats.pearsonr(a.mean(0), b.mean(0)).statistic)
+    print(f"r={r:.3f}")
+    return r
 
 
 @pytest.mark.real_model

@@ -42,10 +42,8 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run one cell per list of overrides; its id is the job's value, or the declared objective."""
-        from emosteer.finaliser import finalise
         from emosteer.hydra_jobs import job, refusals, sweep_directory
         from emosteer.launcher import objectives, open_sweep, outcomes, submit, work
-        from emosteer.tables import build
 
         setup_globals()
         assert self.config is not None
@@ -57,6 +55,10 @@ class LocalLauncher(Launcher):
             cells = submit(jobs, sweep)
             self._notify_start(configs)
             work(sweep)
+            # After the work: a wrong value is refused without waiting for pandas and matplotlib.
+            from emosteer.finaliser import finalise
+            from emosteer.tables import build
+
             found = outcomes(sweep, cells)
             column = jobs[0].config.objective
             values: Sequence[str | float] = objectives(build(sweep), cells, column) if column else [cell.id for cell in cells]
