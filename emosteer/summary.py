@@ -79,16 +79,16 @@ def _table(cells: pd.DataFrame, controls: pd.DataFrame) -> RenderableType:
     shown = shown.sort_values(["model", "pair", "layer", "layers", "coefficient"], kind="stable")
     table = Table(box=None, header_style="bold", pad_edge=False, row_styles=["", "on grey7"])
     varying = [axis for axis in ("model", "site", "scope", "vector_method", "seed", "prompts") if cells[axis].nunique() > 1]
-    for heading in ("pair", *varying, "block", "coef."):
-        table.add_column(heading, overflow="fold")
+    table.add_column("pair", overflow="fold")
+    for heading in ("block", "coef."):
+        table.add_column(heading, no_wrap=True)
     for heading in ("target", "beyond random", "1st person", "sentiment", "perplexity"):
         table.add_column(heading, justify="right", no_wrap=True)
     for _, row in shown.iterrows():
         primary = row["primary"]
-        axes = [str(row[axis]) for axis in varying]
+        axes = "".join(f"\n{row[axis]}" if isinstance(row[axis], str) else f"\n{axis} {row[axis]}" for axis in varying)
         table.add_row(
-            f"{row['pair']}\n[dim]{primary}[/dim]",
-            *axes,
+            Text(str(row["pair"])).append(f"\n{primary}{axes}", style="dim"),
             row["layers"],
             f"{row['coefficient']:g}",
             _effect(row, primary),

@@ -195,7 +195,7 @@ def _axes(sweep: Sweep, cell: Cell, state: str, own: Scored | None) -> dict[str,
 def _with_q(results: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """Benjamini-Hochberg over the sweep's cells that are no controls, within each metric; typed and ordered columns."""
     if results.empty:
-        return results
+        return pd.DataFrame(columns=["cell_id", "model", "status", "error", "is_control"]).astype({"is_control": bool})
     results = results.assign(layer=results["layer"].astype("Int64"), attempt=results["attempt"].astype("Int64"))
     cells = ~results["is_control"]
     added: dict[str, pd.Series[float]] = {}

@@ -66,7 +66,7 @@ BAD = {
     "coefficient_unit=percent": "coefficient_unit=percent: choose one of fraction, raw",
     "vector.method=pca": "vector.method=pca: choose one of mean_difference, random",
     "attribution.method=lens": "attribution.method=lens: choose one of attribution_patching, none",
-    "tracking.name=paper": "tracking=paper: choose one of",
+    "tracking.name=paper": "tracking.name=paper: choose one of",
     "coefficient=nan": "coefficient=nan: give a finite number",
     "coefficient=-inf": "coefficient=-inf: give a finite number",
     "generation.max_new_tokens=0": "generation.max_new_tokens=0: give a whole number of at least 1",

@@ -365,7 +365,7 @@ def test_the_real_model_by_plain_hooks(smollm2: LanguageModel) -> None:
         Steering(tuple(pushes), "generated"),
     ]
     requests = [
-        Request(prompt, RowSeed(0, str(i), 0), steering, Decoding(16)) for i, prompt in enumerate(prompts) for steering in steerings
+        Request(prompt, RowSeed(0, str(i), 0), steering, Decoding(10)) for i, prompt in enumerate(prompts) for steering in steerings
     ]
     got = [reply.tokens for reply in replies(Engine(smollm2), requests)]
     assert got == [hooked_generate(smollm2, request, places) for request in requests]

@@ -1,0 +1,195 @@
+"""The summary fits a terminal of 100 columns, and recommends a cell by the rule that it states."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from made_up_sweep import join, made_up_cell, made_up_prompts, publish, random_scores, with_company
+from rich.console import Console
+
+from emosteer.records.cell import Cell
+from emosteer.records.store import Store
+from emosteer.records.sweep import Sweep
+from emosteer.summary import best_readable, summary
+from emosteer.tables import build
+
+LONG = "A reply without end [bold]and with markup[/bold] " * 30 + "\U0001f600\n\tand a line more"
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Sweep:
+    return Sweep(tmp_path / "mine", Store(tmp_path / "store"))
+
+
+def printed(sweep: Sweep, width: int = 100) -> str:
+    out = io.StringIO()
+    Console(file=out, width=width, highlight=False).print(summary(sweep.name, build(sweep)))
+    return out.getvalue()
+
+
+def run(sweep: Sweep, cells: list[Cell], leave_out: tuple[Cell, ...] = ()) -> None:
+    company = with_company(cells)
+    join(sweep, company)
+    for number, cell in enumerate(company):
+        if cell not in leave_out:
+            publish(sweep.store, sweep.scorers(), cell, random_scores(10, seed=number) | {"duplication": [0.0] * 10}, seed=number)
+
+
+def widest(text: str) -> int:
+    return max(map(len, text.splitlines()))
+
+
+def test_it_fits_100_columns_and_says_what_was_run(sweep: Sweep) -> None:
+    cells = [
+        made_up_cell(sweep.store, pair, layers=layers, coefficient=c)
+        for pair in ("joy_sadness", "anticipation_surprise")
+        for layers in ((2,), (4,), (1, 5))
+        for c in (-0.05, 0.1, 0.3)
+    ]
+    run(sweep, cells)
+    text = printed(sweep)
+
+    assert widest(text) <= 100
+    assert "mine: 18 cells (18 done), 9 random controls, on made-up" in text
+    for shown in ("anticipation_surprise", "1+5", "-0.05", "beyond random", "perplexity"):
+        assert shown in text
+    assert "unsteered" in text
+
+
+def test_it_fits_100_columns_when_every_axis_varies(sweep: Sweep) -> None:
+    other = sweep.store.keep_texts(made_up_prompts(11)[1:])
+    changes: list[dict[str, Any]] = [
+        {},
+        {"seed": 1},
+        {"site": "attention"},
+        {"scope": "prompt"},
+        {"prompts_name": "confirmation", "prompts": other},
+    ]
+    run(sweep, [made_up_cell(sweep.store, "anticipation_surprise", **change) for change in changes])
+    text = printed(sweep)
+
+    assert widest(text) <= 100
+    for shown in ("seed 1", "attention", "prompt", "confirmation"):
+        assert shown in text
+
+
+def test_long_replies_and_markup_are_shown_as_they_are(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = made_up_cell(sweep.store)
+    run(sweep, [cell])
+    tables = build(sweep)
+    tables.replies["reply"] = LONG
+    out = io.StringIO()
+    Console(file=out, width=100, highlight=False).print(summary("mine", tables))
+
+    assert "[bold]and" in out.getvalue()
+    assert widest(out.getvalue()) <= 100
+
+
+def test_more_than_a_screenful_of_cells_is_cut_and_says_so(sweep: Sweep) -> None:
+    run(sweep, [made_up_cell(sweep.store, coefficient=i / 100, layers=(layer,)) for i in range(1, 24) for layer in (1, 2)])
+    text = printed(sweep)
+
+    assert "The 40 largest effects of 46 cells; all are in results.csv." in text
+    assert text.count("joy_sadness") == 40 + 1
+
+
+def test_a_sweep_of_failures_names_them(sweep: Sweep) -> None:
+    cell = made_up_cell(sweep.store)
+    run(sweep, [cell], leave_out=tuple(with_company([cell])))
+    sweep.record_failure(cell, {"exception": "RuntimeError", "message": "no luck [/x] today", "attempt": 1})
+    text = printed(sweep)
+
+    assert "1 cells (1 failed)" in text
+    assert "no luck [/x] today" in text
+
+
+def test_a_sweep_that_has_just_begun_or_has_no_cells(sweep: Sweep) -> None:
+    join(sweep, [])
+    assert "mine" in printed(sweep)
+
+    cell = made_up_cell(sweep.store)
+    run(sweep, [cell], leave_out=tuple(with_company([cell])))
+    assert "1 cells (1 pending)" in printed(sweep)
+
+
+def test_a_cell_without_its_baseline_is_no_reason_to_crash(sweep: Sweep) -> None:
+    cell = made_up_cell(sweep.store)
+    run(sweep, [cell], leave_out=(cell.baseline(),))
+
+    assert "mine" in printed(sweep)
+
+
+def test_few_prompts_are_told(sweep: Sweep) -> None:
+    cell = made_up_cell(sweep.store, n_prompts=3)
+    join(sweep, with_company([cell]))
+    for one in with_company([cell]):
+        publish(sweep.store, sweep.scorers(), one)
+
+    assert "With 3 prompts no p can be below 0.25: use at least 6." in printed(sweep)
+
+
+def candidates(*rows: dict[str, Any]) -> pd.DataFrame:
+    """Rows of `results`; a readable, significant cell where nothing else is said."""
+    plain = {
+        "primary": "joy", "joy_delta": 1.0, "joy_q": 0.01, "joy_beyond_random_q": 0.01, "perplexity_ratio": 1.2,
+        "duplication_steered": 0.1,
+    }  # fmt: skip
+    return pd.DataFrame([{**plain, "cell_id": str(number), **row} for number, row in enumerate(rows)])
+
+
+def best(*rows: dict[str, Any]) -> str | None:
+    found = best_readable(candidates(*rows))
+    return None if found is None else str(found["cell_id"])
+
+
+def test_the_largest_effect_among_the_readable_wins() -> None:
+    assert best({"joy_delta": 1}, {"joy_delta": 3}, {"joy_delta": 2}) == "1"
+    assert best({"joy_delta": 1}, {"joy_delta": 3, "perplexity_ratio": 1.51}) == "0"
+    assert best({"joy_delta": 1}, {"joy_delta": 3, "perplexity_ratio": 1.5}) == "1"
+    assert best({"joy_delta": 1}, {"joy_delta": 3, "duplication_steered": 0.31}) == "0"
+    assert best({"joy_delta": 1}, {"joy_delta": 3, "duplication_steered": 0.3}) == "1"
+    assert best({"joy_delta": 1}, {"joy_delta": 3, "perplexity_ratio": math.nan}) == "0", "all replies empty"
+
+
+def test_significant_cells_come_first() -> None:
+    assert best({"joy_delta": 1}, {"joy_delta": 3, "joy_q": 0.05}) == "0"
+    assert best({"joy_delta": 1}, {"joy_delta": 3, "joy_beyond_random_q": 0.2}) == "0"
+    assert best({"joy_delta": 1}, {"joy_delta": 3, "joy_beyond_random_q": math.nan}) == "1", "no controls, no comparison"
+    assert best({"joy_delta": 1, "joy_q": 0.5}, {"joy_delta": 3, "joy_q": 0.5}) == "1"
+
+
+def test_each_pair_counts_by_its_own_metric() -> None:
+    trust = {"primary": "trust", "trust_delta": 2.0, "trust_q": 0.01, "joy_delta": 9.0}
+
+    assert best({"joy_delta": 1}, trust) == "1"
+    assert best({"joy_delta": 3}, trust) == "0"
+
+
+def test_nothing_readable_is_no_recommendation() -> None:
+    assert best({"perplexity_ratio": 3.0}, {"duplication_steered": 0.9}) is None
+    assert best({"joy_delta": math.nan}) is None
+    assert best() is None if candidates().shape[1] else True
+
+
+def test_scorers_that_were_dropped_are_no_hindrance() -> None:
+    rows = candidates({"joy_delta": 1}, {"joy_delta": 3}).drop(columns=["perplexity_ratio", "duplication_steered"])
+    found = best_readable(rows)
+
+    assert found is not None
+    assert found["cell_id"] == "1"
+
+
+def test_the_order_of_rows_does_not_matter() -> None:
+    rows = [{"joy_delta": float(i), "joy_q": q} for i, q in enumerate((0.9, 0.01, 0.02, 0.9, 0.9))]
+    chance = random.Random(0)
+    for _ in range(5):
+        order = chance.sample(range(5), 5)
+        found = best_readable(candidates(*rows).iloc[order])
+        assert found is not None
+        assert found["cell_id"] == "2"
