@@ -7,6 +7,8 @@ Variants, alternated over the repeats so that a machine's drift hits all alike:
 - sweep: emosteer's engine, rows of all cells in common batches, each prompt prefilled once;
 - loop: one process, a loop over cells with transformers' `generate` and a hook, the cell's prompts in one padded batch;
 - process: one process per cell, which loads the model and then does what the loop does (measured on `--processes` cells, scaled).
+
+Beside them, the whole command for the same cells, with everything that it does besides generating: its seconds and their parts.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +77,7 @@ def main() -> None:
         "seconds": seconds | ({"process": [_processes(options, len(cells))]} if options.processes else {}),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+    result |= {"command": _command(options)} if options.command else {}
     _print(result, n_tokens)
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -92,6 +96,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--new-tokens", default=40, type=int)
     parser.add_argument("--repeats", default=1, type=int)
     parser.add_argument("--processes", default=2, type=int, help="cells that get a process each, scaled to all; 0 leaves it out")
+    parser.add_argument("--command", action=argparse.BooleanOptionalAction, default=True, help="time the whole command too")
     parser.add_argument("--json", type=Path, help="write the figures there too")
     parser.add_argument("--one-process", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -163,6 +168,19 @@ def _processes(options: argparse.Namespace, n_cells: int) -> float:
     return (time.perf_counter() - started) / options.processes * n_cells
 
 
+def _command(options: argparse.Namespace) -> dict[str, object]:
+    """The command `emosteer -m` for the same cells, in an empty directory: seconds, and what it says they went to."""
+    axes = [f"layer={','.join(map(str, options.layers))}", f"coefficient={','.join(map(str, options.coefficients))}"]
+    rest = [f"prompts.limit={options.prompts}", f"generation.max_new_tokens={options.new_tokens}", "controls=none"]
+    with tempfile.TemporaryDirectory() as directory:
+        started = time.perf_counter()
+        run = [sys.executable, "-m", "emosteer.main", "-m", *axes, *rest]
+        done = subprocess.run(run, cwd=directory, check=True, capture_output=True, text=True)
+        seconds = time.perf_counter() - started
+    took = [line for line in done.stderr.splitlines() if line.startswith("took: ")]
+    return {"line": "emosteer -m " + " ".join([*axes, *rest]), "seconds": seconds, "parts": took[0] if took else ""}
+
+
 def _one_process(options: argparse.Namespace) -> None:
     model = load(SMOLLM2)
     texts = load_prompts(SHIPPED / "prompts" / "conversation.jsonl", options.prompts)
@@ -179,6 +197,8 @@ def _print(result: dict[str, object], n_tokens: int) -> None:
     for name, runs in seconds.items():
         median = statistics.median(runs)
         print(f"| {name} | {median:.1f} | {n_tokens / median:.0f} | {loop / median:.2f} x |")
+    if command := result.get("command"):
+        print(f"\nthe whole command: {command}")
     print(f"\npeak memory of this process: {result['peak_memory_mib']:.0f} MiB; {result['machine']}")
 
 

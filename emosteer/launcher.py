@@ -21,7 +21,7 @@ import emosteer
 from emosteer.config import Config
 from emosteer.errors import EmosteerError
 from emosteer.planning import plan
-from emosteer.progress import reporting
+from emosteer.progress import Timed, reporting
 from emosteer.records.cell import CELL, Cell
 from emosteer.records.store import Store
 from emosteer.records.sweep import DONE, Command, Sweep, Task
@@ -89,13 +89,15 @@ def work(sweep: Sweep) -> None:
         return
     if len(unsettled) < len(tasks):
         log.info("%d of %d cells are there already.", len(tasks) - len(unsettled), len(tasks))
-    with _logging_to(sweep), reporting(len(tasks), len(tasks) - len(unsettled)) as report:
+    with _logging_to(sweep), reporting(len(tasks), len(tasks) - len(unsettled)) as shown:
+        report = Timed(shown)
         report.stage("loading torch")
         # Threads that wait by spinning starve each other on shared cores; read by OpenMP when torch starts it.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         from emosteer.worker import Worker
 
         Worker(sweep, report).run()
+        log.info("took: %s", report)
 
 
 def outcomes(sweep: Sweep, cells: Sequence[Cell]) -> list[Outcome]:

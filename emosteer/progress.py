@@ -43,6 +43,37 @@ class Silent:
 
 
 @dataclass
+class Timed:
+    """Passes all on to another reporter, and keeps how long each stage took."""
+
+    to: Reporter
+    seconds: dict[str, float] = field(default_factory=dict)
+    _stage: str = ""
+    _since: float = field(default_factory=time.monotonic)
+
+    def stage(self, text: str) -> None:
+        self._close()
+        self._stage = text
+        self.to.stage(text)
+
+    def tokens(self, n: int) -> None:
+        self.to.tokens(n)
+
+    def settled(self, n: int) -> None:
+        self.to.settled(n)
+
+    def __str__(self) -> str:
+        self._close()
+        return ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
+
+    def _close(self) -> None:
+        now = time.monotonic()
+        if self._stage:
+            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
+        self._since = now
+
+
+@dataclass
 class _Rate:
     """Tokens per second while tokens come."""
 
