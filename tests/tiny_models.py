@@ -107,8 +107,8 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any], str, str, str]] = {
         "OPTConfig",
         _old(ffn_dim=2 * WIDTH, word_embed_proj_dim=WIDTH, dropout=0.0),
         "model.decoder.layers",
-        "self_attn",
-        "fc2",
+        "",
+        "",
     ),
     "mixtral": ("MixtralConfig", _common(num_local_experts=4, num_experts_per_tok=2), "model.layers", "self_attn", "mlp"),
     "bloom": (
@@ -120,8 +120,9 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any], str, str, str]] = {
     ),
 }
 FAMILIES = tuple(_FAMILIES)
-WITH_SITES = tuple(family for family in FAMILIES if family != "bloom")
-"""Bloom adds the residual stream inside its sublayers, so that no module's output is what they add."""
+WITH_SITES = tuple(family for family in FAMILIES if family not in ("bloom", "opt"))
+"""Bloom adds the residual stream inside its sublayers, so that no module's output is what they add; OPT's MLP works on positions
+of all rows in one line, which cannot be steered row by row."""
 
 
 def random_weights(model: PreTrainedModel, seed: int) -> None:

@@ -147,7 +147,8 @@ def _note_output(trace: _Trace) -> Callable[..., None]:
 def _note_child(trace: _Trace, name: str) -> Callable[..., None]:
     def note(_module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         if trace.children is not None and isinstance(hidden(output), Tensor):
-            trace.children.setdefault(name, hidden(output))  # Phi's dropout runs after both sublayers
+            # The first call counts (Phi's dropout runs after both sublayers), as it was (Falcon adds to it in place).
+            trace.children.setdefault(name, hidden(output).clone())
 
     return note
 
@@ -158,8 +159,8 @@ def _sublayers(block: nn.Module, trace: _Trace) -> tuple[nn.Module | None, nn.Mo
     before, after = trace.before.float(), trace.after.float()
     added = after - before
     tolerance = TOLERANCE.get(trace.after.dtype, TOLERANCE[torch.bfloat16])
-    # Some models hand flattened hidden states to a sublayer: the numbers count, not the shape.
-    parts = {n: o.float().reshape(added.shape) for n, o in trace.children.items() if o.numel() == added.numel()}
+    # OPT's sublayers work on flattened positions, which could not be steered row by row.
+    parts = {name: output.float() for name, output in trace.children.items() if output.shape == added.shape}
     for first, second in itertools.combinations(parts, 2):
         error = (parts[first] + parts[second] - added).norm() / added.norm()
         if error < tolerance:

@@ -31,9 +31,12 @@ def capture(anatomy: Anatomy, sites: tuple[Site, ...] = ("residual",)) -> Iterat
             handle.remove()
 
 
-def _note(seen: dict[Place, Tensor], place: Place) -> Callable[[nn.Module, Any, Any], None]:
-    def note(_module: nn.Module, _args: Any, output: Any) -> None:
+def _note(seen: dict[Place, Tensor], place: Place) -> Callable[[nn.Module, Any, Any], Any]:
+    def note(_module: nn.Module, _args: Any, output: Any) -> Any:
         seen[place] = hidden(output)
+        # The model goes on with a copy: Falcon's block adds the attention to its MLP's output in place.
+        copy = seen[place].clone()
+        return (copy, *output[1:]) if isinstance(output, tuple | list) else copy
 
     return note
 

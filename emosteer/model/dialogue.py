@@ -16,6 +16,9 @@ SPEAKERS = {"system": "System", "user": "User", "assistant": "Assistant"}
 OPENING: Message = {"role": "user", "content": "How are things?"}
 """What the user says before a text that is read as a reply; many templates refuse a dialogue without it."""
 
+MARK = "\ue000"
+"""A character of private use, which no template writes: shows where a template puts the content."""
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -43,7 +46,8 @@ class Dialogue:
 
     def reading(self, text: str) -> Reading:
         """The text as the assistant's reply to a neutral opening, with the span of its own tokens."""
-        return self._locate(self._render([OPENING, {"role": "assistant", "content": text}]), text)
+        rendered, marked = (self._render([OPENING, {"role": "assistant", "content": content}]) for content in (text, MARK))
+        return self._locate(rendered, text, after=max(marked.find(MARK), 0))
 
     def reply(self, tokens: Sequence[int]) -> str:
         """What the user reads: decoded without special tokens; a base model's next turn is cut off."""
@@ -68,9 +72,10 @@ class Dialogue:
         # A template writes its own beginning-of-sequence token; the plain format takes the tokenizer's.
         return tuple(self.tokenizer(rendered, add_special_tokens=not self.has_template).input_ids)
 
-    def _locate(self, rendered: str, text: str) -> Reading:
+    def _locate(self, rendered: str, text: str, after: int) -> Reading:
         text = text.strip()
-        begin = rendered.rfind(text)
+        # Not before the place of the content: a short text may stand in the template's own words as well.
+        begin = rendered.find(text, after)
         if begin < 0:
             raise EmosteerError(f"the chat template changes the text, so that its tokens cannot be told: {text[:60]!r}")
         end = begin + len(text)
