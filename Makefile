@@ -1,7 +1,6 @@
 # `make sweep` and `make test` set everything up themselves, and are quick the second time.
 #   make sweep      the demonstration sweep: SmolLM2 on this machine, about three minutes
-#   make test       lint, types and all tests but the slow ones
-#   make test-slow  the slow ones
+#   make test       lint, types and all tests, about ten minutes
 #   make benchmark  speed against what people do today, as ratios in one run
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -10,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: install sweep test test-slow lint benchmark clean
+.PHONY: install sweep test lint benchmark clean
 
 install: $(READY)
 
@@ -27,10 +26,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest -m "not slow" $(ARGS)
-
-test-slow: $(READY)
-	$(BIN)/pytest -m slow $(ARGS)
+	$(BIN)/pytest $(ARGS)
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/generation.py $(ARGS)
