@@ -52,7 +52,8 @@ class Sweep:
         self.name = root.name
 
     def add(self, command: Command) -> None:
-        """Join a command's cells to the sweep."""
+        """Join a command's cells to the sweep; those that an earlier command brought are not written again."""
+        known = {cell_id for manifest in self.manifests() for cell_id in manifest["tasks"]}
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         manifest = {
             "time": stamp,
@@ -60,7 +61,11 @@ class Sweep:
             "store": str(self.store.paths.root),
             "settings": command.settings,
             "provenance": command.provenance,
-            "tasks": {t.cell.id: {"cell": t.cell.to_json(), "overrides": list(t.overrides), "files": t.files} for t in command.tasks},
+            "tasks": {
+                task.cell.id: {"cell": task.cell.to_json(), "overrides": list(task.overrides), "files": task.files}
+                for task in command.tasks
+                if task.cell.id not in known
+            },
         }
         # Nanoseconds order commands of one second, and the manifests' names with them.
         publish_json(self.paths.commands / f"{stamp}-{time.time_ns()}-{uuid.uuid4().hex[:6]}.json", manifest)
@@ -68,8 +73,7 @@ class Sweep:
 
     def manifests(self) -> list[dict[str, Any]]:
         """All commands' manifests, oldest first."""
-        paths = sorted(path for path in self.paths.commands.glob("*.json") if not path.name.startswith("."))
-        return [manifest for path in paths if (manifest := read_json(path)) is not None]
+        return [manifest for path in self._manifest_paths() if (manifest := read_json(path)) is not None]
 
     def tasks(self) -> list[Task]:
         """The union of all commands' tasks, each once, in the order in which they came."""
@@ -82,7 +86,10 @@ class Sweep:
 
     def settings(self) -> dict[str, Any]:
         """Those of the newest command."""
-        return dict(self.manifests()[-1]["settings"])
+        return dict(read_json(self._manifest_paths()[-1])["settings"])
+
+    def _manifest_paths(self) -> list[Path]:
+        return sorted(path for path in self.paths.commands.glob("*.json") if not path.name.startswith("."))
 
     def write_summary(self) -> None:
         """Write `sweep.json` from the manifests."""
