@@ -77,7 +77,7 @@ def test_a_sweep_has_a_cell_per_point_and_hydras_files_beside_each(swept: Desk) 
         assert f"coefficient: {cell.coefficient}\n" in (directory / "config.yaml").read_text()
         assert (directory / ".hydra" / "config.yaml").exists()
         assert (directory / ".hydra" / "hydra.yaml").exists()
-    assert (swept.directory / "said.txt").read_text().count("loading tiny-llama") == 1
+    assert (swept.directory / "said.txt").read_text().splitlines().count("loading tiny-llama") == 1
 
 
 def test_what_a_sweep_wrote_is_whole(swept: Desk) -> None:
@@ -235,8 +235,8 @@ def test_several_models_are_loaded_once_each(desk: Desk, other_directory: Path) 
     done = desk.run("-m", f"model.path={desk.model},{other_directory}", "coefficient=0.1,0.2", "layer=1", "worker.cells_per_claim=2")
 
     assert done.code == 0, done.text
-    assert done.err.count("loading tiny-llama") == 1
-    assert done.err.count("loading other-llama") == 1
+    assert done.err.splitlines().count("loading tiny-llama") == 1
+    assert done.err.splitlines().count("loading other-llama") == 1
     assert desk.results().query("not is_control")["model"].value_counts().to_dict() == {"tiny-llama": 2, "other-llama": 2}
     assert kinds(set(desk.records())) == ["baseline"] * 2 + ["joy_sadness"] * 4 + ["random0"] * 4
 
