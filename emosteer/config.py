@@ -17,8 +17,20 @@ SITES = ("residual", "attention", "mlp")
 UNITS = ("fraction", "raw")
 MODES = ("reuse", "retry", "force")
 VECTOR_METHODS = ("mean_difference", "random")
+METRICS = (
+    *("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise", "positive", "negative"),
+    *("sentiment", "first_person", "first_person_singular", "first_person_plural"),
+    *("words", "repetition", "duplication", "perplexity"),
+)
+"""What the shipped scorers measure."""
 TRACKERS = ("wandb", "none")
 TRACKING_MODES = ("auto", "offline", "online")
+METRICS = (
+    *("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise", "positive", "negative"),
+    *("sentiment", "first_person", "first_person_singular", "first_person_plural"),
+    *("words", "repetition", "duplication", "perplexity"),
+)
+"""What the shipped scorers measure."""
 TRACKERS = ("wandb", "none")
 
 

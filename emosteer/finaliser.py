@@ -66,7 +66,7 @@ def draw(sweep: Sweep, tables: Tables) -> None:
 
 def figure_files(tables: Tables) -> dict[str, Any]:
     """Figures of effects by file name."""
-    done = tables.cells[tables.cells["status"] == DONE]
+    done = tables.replied
     made = {}
     for keys, cells in done.groupby(["model", "pair", "primary"]):
         model, pair, primary = map(str, keys)

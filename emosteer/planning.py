@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from emosteer.config import (
+    METRICS,
     MODES,
     SCOPES,
     SITES,
@@ -102,7 +103,7 @@ def _check_values(config: Config) -> None:
         if number is not None and number < least:
             raise EmosteerError(f"{key}={number}: give a whole number of at least {least}")
     _check_generation(config)
-    find_scorers(config.scorers)
+    _check_primary(config.pair.primary, [scorer.target for scorer in find_scorers(config.scorers)])
 
 
 def _check_generation(config: Config) -> None:
@@ -119,6 +120,12 @@ def _check_generation(config: Config) -> None:
         raise EmosteerError(f"statistics.confidence={config.statistics.confidence}: give a number between 0 and 1")
     if not config.worker.lease_seconds > 0:
         raise EmosteerError(f"worker.lease_seconds={config.worker.lease_seconds}: give a number above 0")
+
+
+def _check_primary(primary: str, scorers: list[str]) -> None:
+    # What a scorer of the user's measures is known when it has run.
+    if primary not in METRICS and all(scorer.startswith("emosteer.") for scorer in scorers):
+        raise EmosteerError(f"pair.primary={primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
 
 
 def _cell(config: Config, store: Store) -> Cell:

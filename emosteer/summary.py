@@ -11,12 +11,16 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from emosteer.records.sweep import DONE, FAILED
+from emosteer.records.sweep import FAILED
 from emosteer.statistics import smallest_p
 from emosteer.tables import Tables
 
 READABLE_PERPLEXITY_RATIO = 1.5
 READABLE_DUPLICATION = 0.3
+UNREADABLE = (
+    f"No cell raises its target and stays readable (perplexity at most x{READABLE_PERPLEXITY_RATIO}, at most "
+    f"{READABLE_DUPLICATION} of the replies beginning alike)."
+)
 MOST_ROWS = 40
 EXAMPLES = 3
 SIGNIFICANT = 0.05
@@ -32,18 +36,18 @@ def summary(name: str, tables: Tables) -> RenderableType:
     """The summary of a sweep, as something rich can print."""
     cells = tables.cells
     parts: list[RenderableType] = [_headline(name, cells, tables.controls)]
-    done = cells[cells["status"] == DONE]
+    done = tables.replied
     if len(done):
         parts += [_table(done, tables.controls), _legend(done)]
         best = best_readable(done)
-        parts.append(_examples(tables, best) if best is not None else Text("No cell is readable: see perplexity and duplication."))
+        parts.append(_examples(tables, best) if best is not None else Text(UNREADABLE))
     failed = tables.results[tables.results["status"] == FAILED]
     parts += [Text(f"failed: {row.cell_id}: {row.error}", style="red") for row in failed.itertuples()]
     return Group(*parts)
 
 
 def best_readable(cells: pd.DataFrame) -> pd.Series[Any] | None:
-    """The cell with the largest effect on its primary metric among those that stay readable; None where none does.
+    """The cell with the largest rise of its primary metric among those that stay readable; None where none does.
 
     Readable: perplexity at most 1.5 times the baseline's, at most 0.3 of the replies beginning alike. Cells whose q is below
     0.05, also beyond the random direction, come before the others.
@@ -53,7 +57,7 @@ def best_readable(cells: pd.DataFrame) -> pd.Series[Any] | None:
     readable = cells[(ratio <= READABLE_PERPLEXITY_RATIO) & (duplication <= READABLE_DUPLICATION)]
     if readable.empty:
         return None
-    rows = [row for _, row in readable.iterrows() if not math.isnan(_value(row, f"{row['primary']}_delta"))]
+    rows = [row for _, row in readable.iterrows() if _value(row, f"{row['primary']}_delta") > 0]
     return max(rows, key=lambda row: (_is_significant(row), _value(row, f"{row['primary']}_delta")), default=None)
 
 
@@ -77,7 +81,7 @@ def _table(cells: pd.DataFrame, controls: pd.DataFrame) -> RenderableType:
         order = [_value(row, f"{row['primary']}_delta") for _, row in cells.iterrows()]
         shown = cells.assign(_order=order).nlargest(MOST_ROWS, "_order")
     shown = shown.sort_values(["model", "pair", "layer", "layers", "coefficient"], kind="stable")
-    table = Table(box=None, header_style="bold", pad_edge=False, row_styles=["", "on grey7"])
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0), row_styles=["", "on grey7"])
     varying = [axis for axis in ("model", "site", "scope", "vector_method", "seed", "prompts") if cells[axis].nunique() > 1]
     table.add_column("pair", overflow="fold")
     for heading in ("block", "coef."):
@@ -100,6 +104,10 @@ def _table(cells: pd.DataFrame, controls: pd.DataFrame) -> RenderableType:
     if len(shown) < len(cells):
         return Group(table, Text(f"The {len(shown)} largest effects of {len(cells)} cells; all are in results.csv."))
     return table
+
+
+def _in_two(pair: str, width: int = 14) -> str:
+    return pair if len(pair) <= width else pair.replace("_", "_\n", 1)
 
 
 def _effect(

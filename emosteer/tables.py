@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, Cell
 from emosteer.records.store import Store, StoredReply
-from emosteer.records.sweep import DONE, Sweep
+from emosteer.records.sweep import DONE, FAILED, Sweep
 from emosteer.scoring.scorer import Scorer
 from emosteer.statistics import dose_response, false_discovery_rate, paired_effects
 
@@ -78,6 +78,12 @@ class Tables:
         return self.results[~self.results["is_control"]]
 
     @property
+    def replied(self) -> pd.DataFrame:
+        """The cells that have replies: those that are done, and those of which a scorer failed."""
+        cells = self.cells
+        return cells[cells["n_prompts"].notna()] if "n_prompts" in cells else cells
+
+    @property
     def controls(self) -> pd.DataFrame:
         """The rows of `results` that are controls."""
         return self.results[self.results["is_control"]]
@@ -88,7 +94,7 @@ def build(sweep: Sweep) -> Tables:
     scorers, settings = sweep.scorers(), sweep.settings()["statistics"]
     cells = [task.cell for task in sweep.tasks()]
     states = {cell.id: sweep.state(cell, scorers) for cell in cells}
-    scored = {cell.id: _scored(sweep.store, cell, scorers) for cell in cells if _is_readable(cell, states)}
+    scored = {cell.id: _scored(sweep.store, cell, scorers) for cell in cells if _has_replies(sweep.store, cell, states[cell.id])}
     metrics = list(dict.fromkeys(metric for one in scored.values() for metric in one.metrics))
     controls: dict[str, list[Scored]] = {}
     for one in scored.values():
@@ -103,8 +109,9 @@ def build(sweep: Sweep) -> Tables:
     return Tables(results, replies, _trends(scored, metrics, settings), attributions)
 
 
-def _is_readable(cell: Cell, states: dict[str, str]) -> bool:
-    return cell.kind != ATTRIBUTION and states[cell.id] == DONE
+def _has_replies(store: Store, cell: Cell, state: str) -> bool:
+    """Whether there is something to tabulate: a cell that failed because of a scorer has its replies and other scores."""
+    return cell.kind != ATTRIBUTION and (state == DONE or (state == FAILED and store.is_done(cell)))
 
 
 def _scored(store: Store, cell: Cell, scorers: Sequence[Scorer]) -> Scored:

@@ -259,8 +259,9 @@ class Worker:
                     metrics = scorer.function(texts, **scorer.options, **context)
                     _check_lengths(scorer.name, metrics, len(texts))
                 except Exception as error:
+                    # The other scorers go on: one that fails takes none of their columns with it.
                     self._fail(task, error)
-                    break
+                    continue
                 self.store.publish_scores(task.cell, scorer.key, scorer.facts(), metrics)
 
     def _context(self, loaded: _Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:

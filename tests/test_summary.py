@@ -57,7 +57,7 @@ def test_it_fits_100_columns_and_says_what_was_run(sweep: Sweep) -> None:
 
     assert widest(text) <= 100
     assert "mine: 18 cells (18 done), 9 random controls, on made-up" in text
-    for shown in ("anticipation_surprise", "1+5", "-0.05", "beyond random", "perplexity"):
+    for shown in ("anticipation_", "1+5", "-0.05", "beyond random", "perplexity"):
         assert shown in text
     assert "unsteered" in text
 
@@ -84,6 +84,8 @@ def test_long_replies_and_markup_are_shown_as_they_are(sweep: Sweep, monkeypatch
     run(sweep, [cell])
     tables = build(sweep)
     tables.replies["reply"] = LONG
+    # Only a cell that raises its target is shown with replies.
+    tables.results[f"{cell.pair.primary if cell.pair else ''}_delta"] = 1.0
     out = io.StringIO()
     Console(file=out, width=100, highlight=False).print(summary("mine", tables))
 

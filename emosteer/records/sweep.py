@@ -52,8 +52,8 @@ class Sweep:
         self.name = root.name
 
     def add(self, command: Command) -> None:
-        """Join a command's cells to the sweep; those that an earlier command brought are not written again."""
-        known = {cell_id for manifest in self.manifests() for cell_id in manifest["tasks"]}
+        """Join a command's cells to the sweep; those that an earlier command brought alike are not written again."""
+        known = {task.cell.id: task.cell for task in self.tasks()}
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         manifest = {
             "time": stamp,
@@ -64,7 +64,7 @@ class Sweep:
             "tasks": {
                 task.cell.id: {"cell": task.cell.to_json(), "overrides": list(task.overrides), "files": task.files}
                 for task in command.tasks
-                if task.cell.id not in known
+                if known.get(task.cell.id) != task.cell
             },
         }
         # Nanoseconds order commands of one second, and the manifests' names with them.
@@ -76,12 +76,14 @@ class Sweep:
         return [manifest for path in self._manifest_paths() if (manifest := read_json(path)) is not None]
 
     def tasks(self) -> list[Task]:
-        """The union of all commands' tasks, each once, in the order in which they came."""
+        """The union of all commands' tasks, each once, in the order in which they came.
+
+        Of what is no part of an id (a pair's primary metric, names), the newest command's holds.
+        """
         tasks: dict[str, Task] = {}
         for manifest in self.manifests():
             for cell_id, task in manifest["tasks"].items():
-                if cell_id not in tasks:
-                    tasks[cell_id] = Task(Cell.from_json(task["cell"]), tuple(task["overrides"]), task["files"])
+                tasks[cell_id] = Task(Cell.from_json(task["cell"]), tuple(task["overrides"]), task["files"])
         return list(tasks.values())
 
     def settings(self) -> dict[str, Any]:
