@@ -40,7 +40,10 @@ def summary(name: str, tables: Tables) -> RenderableType:
     if len(done):
         parts += [_table(done, tables.controls), _legend(done)]
         best = best_readable(done)
-        parts.append(_examples(tables, best) if best is not None else Text(UNREADABLE))
+        if best is not None:
+            parts.append(_examples(tables, best, "Best readable cell"))
+        elif (largest := _largest(done)) is not None:
+            parts += [Text(UNREADABLE), _examples(tables, largest, "The largest effect")]
     failed = tables.results[tables.results["status"] == FAILED]
     parts += [Text(f"failed: {row.cell_id}: {row.error}", style="red") for row in failed.itertuples()]
     return Group(*parts)
@@ -57,8 +60,13 @@ def best_readable(cells: pd.DataFrame) -> pd.Series[Any] | None:
     readable = cells[(ratio <= READABLE_PERPLEXITY_RATIO) & (duplication <= READABLE_DUPLICATION)]
     if readable.empty:
         return None
-    rows = [row for _, row in readable.iterrows() if _value(row, f"{row['primary']}_delta") > 0]
-    return max(rows, key=lambda row: (_is_significant(row), _value(row, f"{row['primary']}_delta")), default=None)
+    rises = [row for _, row in readable.iterrows() if _value(row, f"{row['primary']}_delta") > 0]
+    return max(rises, key=lambda row: (_is_significant(row), _value(row, f"{row['primary']}_delta")), default=None)
+
+
+def _largest(cells: pd.DataFrame) -> pd.Series[Any] | None:
+    measured = [row for _, row in cells.iterrows() if not math.isnan(_value(row, f"{row['primary']}_delta"))]
+    return max(measured, key=lambda row: _value(row, f"{row['primary']}_delta"), default=None)
 
 
 def _is_significant(row: pd.Series[Any]) -> bool:
@@ -151,18 +159,18 @@ def _legend(cells: pd.DataFrame) -> Text:
     return Text("\n".join(lines), style="dim")
 
 
-def _examples(tables: Tables, best: pd.Series[Any]) -> RenderableType:
+def _examples(tables: Tables, best: pd.Series[Any], heading: str) -> RenderableType:
     replies = tables.replies
     keys = ["prompt_id", "sample"]
     steered = replies[replies["cell_id"] == best["cell_id"]].set_index(keys)
     baseline = replies[replies["cell_id"] == best["baseline_id"]].set_index(keys)
     table = Table(show_lines=True, title_justify="left", title_style="bold", expand=True)
     table.title = (
-        f"Best readable cell: {best['pair']}, block {best['layers']}, coefficient {best['coefficient']:g} "
+        f"{heading}: {best['pair']}, block {best['layers']}, coefficient {best['coefficient']:g} "
         f"({best['primary']} {_value(best, best['primary'] + '_delta'):+.1f}, perplexity x{_value(best, 'perplexity_ratio'):.2f})"
     )
-    for heading, ratio in (("prompt", 2), ("unsteered", 3), ("steered", 3)):
-        table.add_column(heading, ratio=ratio, overflow="fold")
+    for column, ratio in (("prompt", 2), ("unsteered", 3), ("steered", 3)):
+        table.add_column(column, ratio=ratio, overflow="fold")
     for key, row in list(steered.iterrows())[:EXAMPLES]:
         unsteered = str(baseline["reply"].get(key, ""))
         table.add_row(Text(str(row["prompt"])), Text(unsteered), Text(str(row["reply"])))
