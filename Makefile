@@ -1,5 +1,5 @@
 # `make sweep` and `make test` set everything up themselves, and are quick the second time.
-#   make sweep      the demonstration sweep: SmolLM2 on this machine, under five minutes
+#   make sweep      the demonstration sweep: SmolLM2 on this machine, some three minutes
 #   make test       lint, types and all tests, about ten minutes
 #   make benchmark  speed against what people do today, as ratios in one run
 
