@@ -38,7 +38,7 @@ def summary(name: str, tables: Tables) -> RenderableType:
     parts: list[RenderableType] = [_headline(name, cells, tables.controls)]
     done = tables.replied
     if len(done):
-        parts += [_table(done, tables.controls), _legend(done)]
+        parts += [_table(done), _legend(done)]
         best = best_readable(done)
         if best is not None:
             parts.append(_examples(tables, best, "Best readable cell"))
@@ -83,7 +83,7 @@ def _headline(name: str, cells: pd.DataFrame, controls: pd.DataFrame) -> Text:
     return Text(text, style="bold")
 
 
-def _table(cells: pd.DataFrame, controls: pd.DataFrame) -> RenderableType:
+def _table(cells: pd.DataFrame) -> RenderableType:
     shown = cells
     if len(cells) > MOST_ROWS:
         order = [_value(row, f"{row['primary']}_delta") for _, row in cells.iterrows()]
