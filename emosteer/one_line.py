@@ -65,7 +65,7 @@ def _composition(error: HydraException) -> str:
     cause = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else ""
-    if (key := re.match(r"Could not override '([^']+)'", first)) is not None:
+    if (key := re.search(r"Could not override '([^']+)'", first)) is not None:
         return _unknown_key(key[1])
     if (override := re.match(r"Error merging override (.+)", first)) is not None and isinstance(cause, OmegaConfBaseException):
         return f"{override[1]}: {_reason(cause)}"
