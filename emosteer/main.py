@@ -18,6 +18,8 @@ from emosteer.one_line import one_line
 
 INTERRUPTED = 130
 FULL_ERROR = "HYDRA_FULL_ERROR"
+COMPLETING = "COMP_LINE"
+"""Set where a shell asks what may follow; it shows what is written to stderr in the middle of the line that is typed."""
 
 register()
 
@@ -58,6 +60,8 @@ def main() -> None:
     # Without it Hydra prints several lines, and leaves; with it, what it raises comes here.
     is_full = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"
+    if COMPLETING in os.environ and not is_full:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         run()
     except KeyboardInterrupt:

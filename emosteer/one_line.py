@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, ValidationError
 
 from emosteer.checks import SECRET, secret_refused
 from emosteer.config import Config
@@ -19,6 +19,17 @@ from emosteer.errors import EmosteerError
 
 PLUGINS = {"optuna": "optuna", "joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 """Options that a package brings, and emosteer's extra that installs it."""
+
+FLAGS = {
+    "Only one of --": ": leave out -m, for example",
+    "The --resolve flag": "",
+    "Expecting one subcommand": ", for example: emosteer -sc install=bash",
+    "No completion plugin": "",
+}
+"""How what Hydra says of its flags begins, and the way out where it names none."""
+
+OWN_CONFIGS = "pkg://emosteer.conf"
+CONFIG_PATH = "--config-path leaves out emosteer's own configurations: --config-dir=DIR adds yours to them"
 
 EXPECTED = {
     "Integer": "a whole number",
@@ -41,8 +52,9 @@ def one_line(error: BaseException) -> str | None:
         return _composition(error)
     if isinstance(error, OmegaConfBaseException):
         return _value(error)
-    if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve flag")):
-        return f"{error}: leave out -m, for example"
+    if isinstance(error, ValueError) and str(error).startswith(tuple(FLAGS)):
+        text = " ".join(str(error).split())
+        return next(f"{text}{remedy}" for start, remedy in FLAGS.items() if text.startswith(start))
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return None
@@ -76,11 +88,20 @@ def _composition(error: HydraException) -> str:
         return f"{sweep[1]}: several values are a sweep: add -m"
     if first.endswith("INTERVAL_SWEEP"):
         return "an interval is for sweepers that search: give a list or a range, or add hydra/sweeper=optuna"
-    if isinstance(error, MissingConfigException) and first.startswith("Cannot find primary config"):
-        return first.replace(". Check that", ": check that")
+    if isinstance(error, MissingConfigException):
+        return _unknown_config(lines)
     if isinstance(cause, OmegaConfBaseException):
         return "; ".join(filter(None, [first, _value(cause)]))
     return "; ".join(lines)
+
+
+def _unknown_config(lines: Sequence[str]) -> str:
+    first = lines[0].rstrip(".")
+    if first.startswith("Primary config directory not found"):
+        return f"{first}: {lines[1].lower()}; {CONFIG_PATH}"
+    if first.startswith("In ") and OWN_CONFIGS not in " ".join(lines):
+        return f"{first}; {CONFIG_PATH}"
+    return f"{first.replace('. Check that', ': check that')} (emosteer --info searchpath shows where it is looked for)"
 
 
 def _value(error: OmegaConfBaseException) -> str:
@@ -93,6 +114,8 @@ def _reason(error: OmegaConfBaseException) -> str:
     reason = str(error).splitlines()[0]
     if (missing := re.search(r"Missing mandatory value: (\S+)", reason)) is not None:
         return f"a value is missing; give {missing[1]}=..."
+    if isinstance(error, InterpolationKeyError):
+        return f"{reason}; emosteer --cfg all shows every key"
     wanted = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", reason)
     kind = wanted[1] or wanted[2] if wanted else ""
     return f"give {EXPECTED[kind]}" if kind in EXPECTED else reason
