@@ -48,9 +48,9 @@ class SweepCallback(Callback):
             if not str(config.hydra.launcher._target_).startswith(OWN_LAUNCHERS):
                 unlink_jobs(open_sweep(str(config.store), sweep_directory(config)))
 
-    def on_run_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Leave with a failed cell's one line: Hydra would print all overrides with it."""
-        error = job_return._return_value
+        error = kwargs["job_return"]._return_value
         if isinstance(error, Refused):
             sys.exit(str(error))
 
