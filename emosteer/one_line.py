@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigKeyError, InterpolationKeyError, OmegaConfBaseException, ValidationError
 
 from emosteer.checks import SECRET, secret_refused
 from emosteer.config import Config
@@ -28,7 +28,7 @@ FLAGS = {
 }
 """How what Hydra says of its flags begins, and the way out where it names none."""
 
-OWN_CONFIGS = "pkg://emosteer.conf"
+OWN_CONFIGS = re.compile(r"emosteer[./]conf\b")
 CONFIG_PATH = "--config-path leaves out emosteer's own configurations: --config-dir=DIR adds yours to them"
 
 EXPECTED = {
@@ -90,6 +90,8 @@ def _composition(error: HydraException) -> str:
         return "an interval is for sweepers that search: give a list or a range, or add hydra/sweeper=optuna"
     if isinstance(error, MissingConfigException):
         return _unknown_config(lines)
+    if isinstance(cause, ConfigKeyError) and (file := re.match(r"In '(.+)': ", first)) is not None:
+        return _unknown_key_of_file(file[1], str(cause.full_key))
     if isinstance(cause, OmegaConfBaseException):
         return "; ".join(filter(None, [first, _value(cause)]))
     return "; ".join(lines)
@@ -99,7 +101,7 @@ def _unknown_config(lines: Sequence[str]) -> str:
     first = lines[0].rstrip(".")
     if first.startswith("Primary config directory not found"):
         return f"{first}: {lines[1].lower()}; {CONFIG_PATH}"
-    if first.startswith("In ") and OWN_CONFIGS not in " ".join(lines):
+    if first.startswith("In ") and not OWN_CONFIGS.search(" ".join(lines)):
         return f"{first}; {CONFIG_PATH}"
     return f"{first.replace('. Check that', ': check that')} (emosteer --info searchpath shows where it is looked for)"
 
@@ -126,6 +128,13 @@ def _unknown_key(key: str) -> str:
     if SECRET.search(name.rpartition(".")[2]):
         return secret_refused(name)
     return f"{name}: no such key{_near(name, known_keys())}; emosteer --help lists all (+{name}=... adds one of your own)"
+
+
+def _unknown_key_of_file(file: str, key: str) -> str:
+    return (
+        f"{file}.yaml: {key}: no such key{_near(key, known_keys())}; emosteer --help lists all "
+        f"(a file that sets keys of several groups begins with the line # @package _global_)"
+    )
 
 
 def _near(given: str, known: Sequence[str]) -> str:
