@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -20,6 +21,8 @@ INTERRUPTED = 130
 FULL_ERROR = "HYDRA_FULL_ERROR"
 COMPLETING = "COMP_LINE"
 """Set where a shell asks what may follow; it shows what is written to stderr in the middle of the line that is typed."""
+CONFIG_FLAGS = re.compile(r"(--config-(?:dir|path|name)|-c[dpn])[= ](\S+)")
+"""What on a command line says where configurations lie."""
 
 register()
 
@@ -61,6 +64,8 @@ def main() -> None:
     is_full = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"
     if COMPLETING in os.environ and not is_full:
+        # Hydra would complete what it finds without them.
+        sys.argv[1:1] = [part for flag in CONFIG_FLAGS.findall(os.environ[COMPLETING]) for part in flag]
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         run()
