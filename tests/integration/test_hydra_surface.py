@@ -74,9 +74,25 @@ TINY = ("prompts.limit=2", "generation.max_new_tokens=2", "~scorers.perplexity")
 """Where only the grid is looked at."""
 
 CONFIGS = {
-    "pair/calm_panic.yaml": "name: calm_panic\ntarget: calm\ncounterpart: panic\nprimary: positive\npath: ${oc.env:MY_DATA}/calm.jsonl\n",
-    "model/mine.yaml": "name: mine\npath: ${oc.env:MY_MODEL}\ndevice: cpu\n",
-    "prompts/few.yaml": "name: few\npath: ${oc.env:MY_DATA}/few.jsonl\n",
+    "pair/calm_panic.yaml": """
+name: calm_panic
+target: calm
+counterpart: panic
+primary: positive
+path: ${oc.env:MY_DATA}/calm.jsonl
+""",
+    "model/mine.yaml": """
+name: mine
+path: ${oc.env:MY_MODEL}
+device: cpu
+""",
+    "prompts/few.yaml": """
+name: few
+path: ${oc.env:MY_DATA}/few.jsonl
+""",
+    "dose/weak.yaml": "# @package _global_\ncoefficient: 0.1\nseed: 7\n",
+    "dose/strong.yaml": "# @package _global_\ncoefficient: 0.3\nseed: 7\n",
+    "dose/wrong.yaml": "# @package _global_\ncoeficient: 0.3\n",
     "hydra/job_logging/mine.yaml": """
 version: 1
 handlers:
@@ -205,11 +221,11 @@ SHOWN: dict[tuple[str, ...], str] = {
     ("--cfg=all", "--resolve"): "dir: outputs/default",
     ("--info",): "Config search path",
     ("--info=all",): "GridSweeper",
-    ("--info=config",): "pkg://emosteer.conf",
+    ("--info=config",): "coefficient_unit: fraction",
     ("--info=defaults",): "pair/joy_sadness",
     ("--info=defaults-tree",): "model: custom",
     ("--info=plugins",): "LocalLauncher",
-    ("--info=searchpath",): "pkg://emosteer.conf",
+    ("--info=searchpath",): "pkg://hydra.conf",
     ("-sc", "install=bash"): "hydra_bash_completion",
     ("-sc", "install=zsh"): "hydra_bash_completion",
     ("-sc", "install=fish"): "hydra_fish_completion",
@@ -220,7 +236,7 @@ SHOWN: dict[tuple[str, ...], str] = {
 @pytest.mark.parametrize("flags", SHOWN, ids=" ".join)
 def test_what_hydra_shows_it_shows(desk: Desk, flags: tuple[str, ...]) -> None:
     # model=custom has a value that is missing: all but --resolve must do without it.
-    overrides = ["model=custom"] if flags[0] != "-sc" else []
+    overrides = ["model=custom"] if flags[0] not in ("-sc", "--hydra-help") else []
     if flags[-1] == "--resolve":
         overrides.append("model.path=somewhere")
     done = emosteer(desk, *flags, *overrides)
@@ -244,11 +260,11 @@ def test_every_interpolation_of_the_configuration_resolves(desk: Desk) -> None:
 REFUSED_FLAGS: dict[tuple[str, ...], str] = {
     ("--resolve",): "--cfg",
     ("--cfg=job", "-m"): "Only one of",
-    ("--cfg=hydra", "--resolve"): "--cfg all --resolve",
+    ("--cfg=hydra", "--resolve"): "--cfg all",
     ("--config-dir=nowhere",): "nowhere' not found",
     ("--config-path=nowhere",): "--config-dir",
     ("-cn", "nowhere"): "nowhere",
-    ("-sc", "install=csh"): "bash, fish, zsh",
+    ("-sc", "install=csh"): "bash fish zsh",
     ("-sc", "instal=bash"): "install",
     ("-m", "layer=1,2", "hydra.sweeper.max_batch_size=0"): "hydra.sweeper.max_batch_size=0",
 }
@@ -464,7 +480,10 @@ def test_listeners_hear_once_of_each_job_and_of_its_own_values(swept: tuple[Desk
     events = Counter(fact["event"] for fact in told)
 
     assert events == {
-        **{"on_multirun_start": 1, "on_job_start": 4, "on_job_end": 4, "on_multirun_end": 1},
+        "on_multirun_start": 1,
+        "on_job_start": 4,
+        "on_job_end": 4,
+        "on_multirun_end": 1,
         "scorer": 3,  # two cells that are done, and the baseline
     }
     for event in ("on_job_start", "on_job_end"):
@@ -483,8 +502,11 @@ def test_the_environment_of_jobs_is_set_while_they_run_and_put_back(swept: tuple
     seen = {event: {f["variable"] for f in heard(desk) if f["event"] == event} for event in {f["event"] for f in heard(desk)}}
 
     assert seen == {
-        **{"on_multirun_start": {None}, "on_multirun_end": {None}, "on_job_end": {None}},
-        **{"on_job_start": {"set"}, "scorer": {"set"}},
+        "on_multirun_start": {None},
+        "on_job_start": {"set"},
+        "scorer": {"set"},
+        "on_job_end": {None},
+        "on_multirun_end": {None},
     }
 
 
@@ -493,24 +515,16 @@ def test_hydras_own_launcher_tells_the_same(swept: tuple[Desk, Done], mine: Desk
     done = mine.run("-m", *LISTENING, "layer=1,2", "coefficient=1e39,0.1", "controls=none", "hydra/launcher=basic")
 
     assert done.code == 1
-    keys = (
-        "event",
-        "layer",
-        "coefficient",
-        "num",
-        "current",
-        "overrides",
-        "status",
-        "variable",
-        "layer_returned",
-        "task",
-        "config_name",
-    )
+    left_out = ("directory", "output_dir", "overrides")
     ours, theirs = (
-        sorted((json.dumps({key: fact.get(key) for key in keys}) for fact in heard(desk) if fact["event"] != "scorer"))
+        sorted(
+            json.dumps({key: value for key, value in fact.items() if key not in left_out})
+            for fact in heard(desk)
+            if fact["event"] != "scorer"
+        )
         for desk in (swept[0], mine)
     )
-    assert [json.loads(fact) | {"overrides": 0} for fact in ours] == [json.loads(fact) | {"overrides": 0} for fact in theirs]
+    assert ours == theirs
 
 
 def test_numbers_go_on_over_batches(mine: Desk) -> None:
@@ -556,3 +570,31 @@ def test_ranges_globs_and_groups_with_keys_inside(mine: Desk) -> None:
     assert len(results) == 2 * 2 * 2, "pair.primary is no part of an id: the last one holds"
     assert set(results["pair"]) == {"joy_sadness", "trust_disgust"}
     assert set(points(results)) == {(0, 0.1), (0, 0.2), (2, 0.1), (2, 0.2)}
+
+
+def test_groups_of_the_users_own_in_a_search_path_are_swept(users: Desk) -> None:
+    done = emosteer(
+        users,
+        *(
+            "-m",
+            "hydra.searchpath=[file://configs]",
+            "name=searched",
+            "layer=1",
+            "controls=none",
+            "attribution=none",
+            "tracking=none",
+        ),
+        *("pair=calm_panic", "model=mine", "prompts=few", "+dose=weak,strong", *TINY[1:]),
+    )
+
+    assert done.code == 0, done.text
+    assert points(sweep_of(users, "outputs", "searched")) == [(1, 0.1), (1, 0.3)]
+    assert set(sweep_of(users, "outputs", "searched")["seed"]) == {7}
+
+
+def test_a_mistake_in_a_file_of_the_users_own_is_told_with_the_files_name(users: Desk) -> None:
+    done = emosteer(users, "--config-dir", "configs", "+dose=wrong")
+
+    assert done.code == 1
+    assert "dose/wrong.yaml: coeficient: no such key (did you mean coefficient?)" in done.err
+    assert len(done.err.splitlines()) == 1, done.err
