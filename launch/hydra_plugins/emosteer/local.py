@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobReturn, JobStatus, configure_log, env_override, setup_globals
+from hydra.core.utils import JobReturn, JobRuntime, JobStatus, configure_log, env_override, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, read_write
@@ -81,12 +81,14 @@ class LocalLauncher(Launcher):
 
             found = outcomes(sweep, cells)
             objective = jobs[0].config.objective
-            values: Sequence[str | float] = [cell.id for cell in cells]
-            if objective.column is not None:
-                values = objective_values(build(sweep), cells, objective)
+            values: dict[str, str | float] = {cell.id: cell.id for cell in cells}
+            # Of a failed trial the sweeper hears the error; hydra.sweeper.max_failure_rate says how many are too many.
+            done = [outcome.cell for outcome in found if outcome.error is None]
+            if objective.column is not None and done:
+                values |= zip([cell.id for cell in done], objective_values(build(sweep), done, objective), strict=True)
         returns = [
-            self._job_return(overrides, outcome, value)
-            for overrides, outcome, value in zip(job_overrides, found, values, strict=True)
+            self._job_return(overrides, outcome, values[outcome.cell.id])
+            for overrides, outcome in zip(job_overrides, found, strict=True)
         ]
         self._notify_end(job_overrides, initial_job_idx, returns)
         return returns
@@ -146,7 +148,7 @@ class LocalLauncher(Launcher):
         returned = JobReturn(
             overrides=list(overrides),
             working_dir=str(Path.cwd()),
-            task_name=str(self.config.hydra.job.name),
+            task_name=JobRuntime.instance().get("name"),
             status=JobStatus.FAILED if outcome.error else JobStatus.COMPLETED,
         )
         returned.return_value = Refused(f"{outcome.cell.id} failed: {outcome.error}") if outcome.error else value
