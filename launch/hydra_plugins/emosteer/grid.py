@@ -43,7 +43,7 @@ class GridSweeper(BasicSweeper):
         A sweep that is refused before its first cell leaves no directory behind. When a job failed, the others go on, and the first
         failure is raised when the results are built.
         """
-        from emosteer.hydra_jobs import refusals
+        from emosteer.hydra_jobs import Refused, refusals
 
         assert self.config is not None
         assert self.hydra_context is not None
@@ -58,6 +58,9 @@ class GridSweeper(BasicSweeper):
         if failed:
             # Hydra leaves it out when a job failed.
             self.hydra_context.callbacks.on_multirun_end(config=self.config, config_name=self.config.hydra.job.config_name)
+            error = failed[0]._return_value
+            if isinstance(error, Refused):
+                raise error  # in one line: `return_value` would print all overrides with it
             _ = failed[0].return_value  # raises
         return returns
 
