@@ -5,7 +5,6 @@ Hydra's and OmegaConf's own messages take several lines and speak of their inter
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -13,7 +12,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, OmegaConfBaseException, ValidationError
 
-from emosteer.checks import SECRET, secret_refused
+from emosteer.checks import SECRET, near, secret_refused
 from emosteer.config import Config
 from emosteer.errors import EmosteerError
 
@@ -25,8 +24,9 @@ FLAGS = {
     "The --resolve flag": "",
     "Expecting one subcommand": ", for example: emosteer -sc install=bash",
     "No completion plugin": "",
+    "File .* does not exist!": " --experimental-rerun takes the config.pickle of Hydra's PickleJobInfoCallback",
 }
-"""How what Hydra says of its flags begins, and the way out where it names none."""
+"""What Hydra says of its flags, as patterns, and the way out where it names none."""
 
 OWN_CONFIGS = re.compile(r"emosteer[./]conf\b")
 CONFIG_PATH = "--config-path leaves out emosteer's own configurations: --config-dir=DIR adds yours to them"
@@ -52,9 +52,9 @@ def one_line(error: BaseException) -> str | None:
         return _composition(error)
     if isinstance(error, OmegaConfBaseException):
         return _value(error)
-    if isinstance(error, ValueError) and str(error).startswith(tuple(FLAGS)):
+    if type(error) is ValueError:
         text = " ".join(str(error).split())
-        return next(f"{text}{remedy}" for start, remedy in FLAGS.items() if text.startswith(start))
+        return next((f"{text}{remedy}" for pattern, remedy in FLAGS.items() if re.match(pattern, text)), None)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return None
@@ -65,7 +65,7 @@ def _unknown_option(error: MissingConfigException) -> str:
     if option in PLUGINS:
         return f"{group}={option}: its package is missing; run: pip install 'emosteer[{PLUGINS[option]}]'"
     options = sorted(error.options or ())
-    return f"{group}={option}: no such option{_near(option, options)}; choose one of {', '.join(options)}"
+    return f"{group}={option}: no such option{near(option, options)}; choose one of {', '.join(options)}"
 
 
 def _unparsed(error: OverrideParseException) -> str:
@@ -74,7 +74,7 @@ def _unparsed(error: OverrideParseException) -> str:
 
 
 def _composition(error: HydraException) -> str:
-    cause = error.__cause__
+    cause = error.__cause__ or error.__context__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else ""
     if (key := re.search(r"Could not override '([^']+)'", first)) is not None:
@@ -127,19 +127,14 @@ def _unknown_key(key: str) -> str:
     name = key.partition("@")[0]
     if SECRET.search(name.rpartition(".")[2]):
         return secret_refused(name)
-    return f"{name}: no such key{_near(name, known_keys())}; emosteer --help lists all (+{name}=... adds one of your own)"
+    return f"{name}: no such key{near(name, known_keys())}; emosteer --help lists all (+{name}=... adds one of your own)"
 
 
 def _unknown_key_of_file(file: str, key: str) -> str:
     return (
-        f"{file}.yaml: {key}: no such key{_near(key, known_keys())}; emosteer --help lists all "
+        f"{file}.yaml: {key}: no such key{near(key, known_keys())}; emosteer --help lists all "
         f"(a file that sets keys of several groups begins with the line # @package _global_)"
     )
-
-
-def _near(given: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
-    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def known_keys(kind: type = Config, prefix: str = "") -> list[str]:
