@@ -10,6 +10,8 @@ import pytest
 import yaml
 from conftest import Desk, Done
 
+from emosteer.config import EFFECTS, METRICS, NUMBERS
+
 GRID = ("-m", "layer=1", "coefficient=0.1,0.3,1e39", "+scorers.noted._target_=noting.noted")
 """Two cells that are done, one that fails, as many controls, and the baseline."""
 NOTING = """
@@ -127,7 +129,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, lib
         *SEARCH,
         "objective.column=perplexity_delta",
         "objective.at_most={perplexity_ratio:1.3}",
-        "layer=range(1,4)",
+        "layer=range(1,3)",
         "coefficient=interval(0.05,0.8)",
         "hydra.sweeper.n_trials=6",
         "hydra.sweeper.n_jobs=3",
@@ -157,24 +159,40 @@ def test_the_best_trial_is_the_best_cell_within_the_limit(searched: tuple[Desk, 
     assert found["best_params"]["coefficient"] == pytest.approx(best["coefficient"])
 
 
-def test_a_search_may_minimise(desk: Desk) -> None:
+def test_a_search_may_minimise_and_outlives_a_failed_trial(desk: Desk) -> None:
     done = desk.run(
         *SEARCH,
         *("objective=none", "objective.column=perplexity_ratio", "objective.direction=minimize", "controls=none"),
-        *("layer=1", "coefficient=choice(0.1,0.2,0.8)", "prompts.limit=2"),
-        *("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=3", "hydra/sweeper/sampler=random"),
+        *("layer=1", "coefficient=choice(0.1,0.4,1e39)", "prompts.limit=2"),
+        *("hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=3", "hydra/sweeper/sampler=grid"),
+        "hydra.sweeper.max_failure_rate=0.5",
     )
 
-    assert done.code == 0, done.text
+    assert done.code == 1, "a sweep with a failed cell fails"
+    assert "Traceback" not in done.text, done.text
     found = yaml.safe_load((desk.sweep / "optimization_results.yaml").read_text())
-    assert found["best_value"] == pytest.approx(desk.results()["perplexity_ratio"].min())
+    results = desk.results().set_index("coefficient")
+    assert results["status"].to_dict() == {0.1: "done", 0.4: "done", 1e39: "failed"}
+    assert found["best_params"] == {"layer": 1, "coefficient": 0.1}
+    assert found["best_value"] == pytest.approx(results["perplexity_ratio"].min())
 
 
 def test_an_unknown_column_is_refused_before_anything_runs(desk: Desk) -> None:
-    done = desk.run(*SEARCH, "objective.column=joy_delt", "layer=range(1,4)", "coefficient=interval(0.1,0.2)")
+    done = desk.run(*SEARCH, "objective.column=joy_delt", "layer=range(1,3)", "coefficient=interval(0.1,0.2)")
 
     assert done.code == 1
-    assert "objective.column=joy_delt: results have no such column (did you mean joy_delta?)" in done.err
-    assert len(done.err.splitlines()) == 1, done.err
+    assert "objective.column=joy_delt: results have no such column (did you mean joy_delta?)" in done.err.splitlines()[-1]
+    assert "Traceback" not in done.err
     assert not done.imported_torch
     assert not desk.store.exists()
+
+
+def test_the_ends_of_columns_are_those_of_the_results(ours: tuple[Desk, Done]) -> None:
+    """What an objective may name is known before there are results."""
+    columns = set(ours[0].results())
+    named = {f"{metric}_{effect}" for metric in METRICS for effect in EFFECTS} | set(NUMBERS)
+    of_metrics = {column for column in columns if any(column.startswith(f"{metric}_") for metric in METRICS)}
+
+    assert of_metrics <= named
+    assert {column for column in named - set(NUMBERS) if column.startswith("joy_")} <= columns
+    assert set(NUMBERS) <= columns
