@@ -29,7 +29,7 @@ SIGNIFICANT = 0.05
 
 
 class _Stdout(Console):
-    """A console that falls silent when its reader leaves (`emosteer | head -1`): the results are on the disk, and that is no failure."""
+    """A console that falls silent when its reader leaves (`emosteer | head -1`): no failure, the results are on the disk."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
