@@ -8,6 +8,7 @@ import shutil
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises; nothing is unpickled here
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -120,6 +121,11 @@ def _load_quietly(config: ModelConfig, location: str, options: dict[str, Any]) -
         weights["attn_implementation"] = config.attn_implementation
     try:
         return AutoModelForCausalLM.from_pretrained(location, **weights), AutoTokenizer.from_pretrained(location, **options)
+    except UnpicklingError:
+        # transformers reads a .bin with torch's loader for tensors alone; that one's message tells how to run the code all the same.
+        raise EmosteerError(
+            f"model.path={location}: a .bin file there holds more than tensors, and could run anything: refused, give safetensors"
+        ) from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise EmosteerError(f"model.path={location}: transformers cannot load it: {error}") from error
 
