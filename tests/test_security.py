@@ -40,8 +40,6 @@ IN_NETRC = "password-from-netrc-of-forty-characters-x"
 LOADERS = re.compile(
     r"\b(?:pickle\.loads?|torch\.load|joblib\.load|np\.load|numpy\.load|yaml\.load|marshal\.loads?)\(|(?<![.\w])(?:eval|exec)\("
 )
-    r"\b(?:pickle\.loads?|torch\.load|joblib\.load|np\.load|numpy\.load|yaml\.load|marshal\.loads?)\(|(?<![.\w])(?:eval|exec)\("
-)
 
 
 class Malicious:
