@@ -17,8 +17,11 @@ import psutil
 import torch
 
 import emosteer
+from emosteer.bench import Bench
+from emosteer.datasets import Prompt
 from emosteer.engine import Decoding, Engine, Reply, Request, RowSeed
 from emosteer.errors import Damaged, EmosteerError
+from emosteer.model.context_length import too_long
 from emosteer.model.language_model import LanguageModel, load
 from emosteer.model.source import find
 from emosteer.progress import Reporter, Silent
@@ -53,13 +56,12 @@ class _Prepared:
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
     """The model that the worker holds."""
 
     key: str
     model: LanguageModel
     engine: Engine
-    resources: Resources
 
 
 class Worker:
@@ -68,9 +70,10 @@ class Worker:
     Args:
         sweep: whose cells; others may work on it at the same time.
         report: is told of the progress.
+        bench: holds the model that an earlier worker of this process has loaded, and this one's afterwards.
     """
 
-    def __init__(self, sweep: Sweep, report: Reporter | None = None) -> None:
+    def __init__(self, sweep: Sweep, report: Reporter | None = None, bench: Bench | None = None) -> None:
         self.sweep, self.store = sweep, sweep.store
         self.report: Reporter = report or Silent()
         settings = sweep.settings()
@@ -78,7 +81,8 @@ class Worker:
         self.scorers = sweep.scorers()
         self.claims = Claims(self.store.paths.claims, float(settings["worker"]["lease_seconds"]))
         self.leases: dict[str, Lease] = {}
-        self._loaded: _Loaded | None = None
+        self.bench = bench or Bench()
+        self._resources: Resources | None = None
         self._told = 0
         torch.set_num_threads(int(settings["engine"]["threads"] or free_cores()))
 
@@ -115,7 +119,7 @@ class Worker:
         by_model: dict[str, list[Task]] = defaultdict(list)
         for task in unsettled:
             by_model[_model_key(task.cell.model)].append(task)
-        at_hand = self._loaded.key if self._loaded else None
+        at_hand = self.bench.loaded.key if self.bench.loaded else None
         for key in sorted(by_model, key=lambda key: key != at_hand):
             claimed: list[Task] = []
             # One look tells which are held: those are tried last, since each costs several looks, and may be dead.
@@ -154,9 +158,9 @@ class Worker:
         self._score(loaded, [t for t in cells if self.store.is_done(t.cell)])
         self._release(tasks)
 
-    def _load(self, spec: ModelSpec) -> _Loaded:
-        if self._loaded is None or self._loaded.key != _model_key(spec):
-            self._loaded = None  # frees the last one's memory first
+    def _load(self, spec: ModelSpec) -> Loaded:
+        if self.bench.loaded is None or self.bench.loaded.key != _model_key(spec):
+            self.bench.loaded = self._resources = None  # frees the last one's memory first
             self.report.stage(f"loading {spec.config.name}")
             source = find(spec.config)
             if source.fingerprint != spec.fingerprint:
@@ -167,20 +171,25 @@ class Worker:
             log.info("%s on %s, %s, %d blocks", model.name, model.device, model.dtype, model.n_blocks)
             batch_rows = self.settings["engine"]["batch_rows"]
             engine = Engine(model, int(batch_rows) if batch_rows else None)
-            self._loaded = _Loaded(_model_key(spec), model, engine, Resources(self.store, self.claims, model))
-        return self._loaded
+            self.bench.loaded = Loaded(_model_key(spec), model, engine)
+        return self.bench.loaded
 
-    def _attribute(self, loaded: _Loaded, task: Task) -> None:
+    def _resources_of(self, loaded: Loaded) -> Resources:
+        if self._resources is None or self._resources.model is not loaded.model:
+            self._resources = Resources(self.store, self.claims, loaded.model)
+        return self._resources
+
+    def _attribute(self, loaded: Loaded, task: Task) -> None:
         pair = task.cell.pair.name if task.cell.pair else "pair"
         self.report.stage(f"attribution patching of {pair}")
         try:
-            loaded.resources.attribution(task.cell)
+            self._resources_of(loaded).attribution(task.cell)
         except NO_FAULT_OF_THE_CELL:
             raise
         except Exception as error:
             self._fail(task, error)
 
-    def _generate(self, loaded: _Loaded, tasks: Sequence[Task]) -> None:
+    def _generate(self, loaded: Loaded, tasks: Sequence[Task]) -> None:
         prepared = []
         if any(task.cell.vector and not self.store.paths.vector(task.cell.vector_id).exists() for task in tasks):
             self.report.stage("emotion vectors")
@@ -195,19 +204,17 @@ class Worker:
             self.report.stage("generating")
             self._reply(loaded, prepared)
 
-    def _prepare(self, loaded: _Loaded, task: Task) -> _Prepared:
+    def _prepare(self, loaded: Loaded, task: Task) -> _Prepared:
         cell = task.cell
-        steering, resolved = loaded.resources.steering(cell)
+        steering, resolved = self._resources_of(loaded).steering(cell)
         g = cell.generation
         decoding = Decoding(g.max_new_tokens, g.min_new_tokens, g.do_sample, g.temperature, g.top_p)
         rows = [(prompt, sample) for prompt in self.store.prompts(cell.prompts) for sample in range(g.n_samples)]
-        requests = [
-            Request(loaded.model.dialogue.prompt(prompt.messages), RowSeed(cell.seed, prompt.id, sample), steering, decoding)
-            for prompt, sample in rows
-        ]
+        tokens = {prompt.id: _fitting(loaded.model, cell.prompts_name, prompt, g.max_new_tokens) for prompt, _ in rows}
+        requests = [Request(tokens[prompt.id], RowSeed(cell.seed, prompt.id, sample), steering, decoding) for prompt, sample in rows]
         return _Prepared(task, requests, [prompt.id for prompt, _ in rows], resolved)
 
-    def _reply(self, loaded: _Loaded, prepared: Sequence[_Prepared]) -> None:
+    def _reply(self, loaded: Loaded, prepared: Sequence[_Prepared]) -> None:
         """Generate and publish; where the batch raises, every cell runs alone, so that only the bad one fails."""
         started, generated = time.perf_counter(), 0
 
@@ -233,7 +240,7 @@ class Worker:
             share = sum(len(reply.tokens) for reply in cell.replies.values()) / max(generated, 1)
             self._publish(loaded, cell, (time.perf_counter() - started) * min(share, 1.0))
 
-    def _publish(self, loaded: _Loaded, done: _Prepared, seconds: float) -> None:
+    def _publish(self, loaded: Loaded, done: _Prepared, seconds: float) -> None:
         cell = done.task.cell
         replies = [
             StoredReply(
@@ -256,7 +263,7 @@ class Worker:
         self._told += 1
         self.report.settled(1)
 
-    def _score(self, loaded: _Loaded, tasks: Sequence[Task]) -> None:
+    def _score(self, loaded: Loaded, tasks: Sequence[Task]) -> None:
         self.report.stage("scoring")
         for task in tasks:
             missing = self.sweep.unscored(task.cell, self.scorers)
@@ -278,7 +285,7 @@ class Worker:
                     continue
                 self.store.publish_scores(task.cell, scorer.key, scorer.facts(), metrics)
 
-    def _context(self, loaded: _Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:
+    def _context(self, loaded: Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:
         prompts = {p.id: loaded.model.dialogue.prompt(p.messages) for p in self.store.prompts(task.cell.prompts)}
         return Context(loaded.engine, [prompts[reply.prompt_id] for reply in replies], [reply.tokens for reply in replies])
 
@@ -329,6 +336,14 @@ def _completed(engine: Engine, prepared: Sequence[_Prepared], on_tokens: Callabl
         cell.replies[i] = reply
         if cell.is_complete:
             yield cell
+
+
+def _fitting(model: LanguageModel, where: str, prompt: Prompt, max_new_tokens: int) -> tuple[int, ...]:
+    """A prompt's tokens; raises EmosteerError where they and the reply are more than the model's context."""
+    tokens = model.dialogue.prompt(prompt.messages)
+    if model.context is not None and len(tokens) + max_new_tokens > model.context:
+        raise EmosteerError(too_long(where, prompt.id, len(tokens), max_new_tokens, model.name, model.context))
+    return tokens
 
 
 def _check_lengths(name: str, metrics: dict[str, list[float]], n: int) -> None:
