@@ -279,6 +279,8 @@ class Worker:
                     context = {"context": self._context(loaded, task, replies)} if scorer.needs_model else {}
                     metrics = scorer.function(texts, **scorer.options, **context)
                     _check_lengths(scorer.name, metrics, len(texts))
+                except Damaged:
+                    raise
                 except Exception as error:
                     # The other scorers go on: one that fails takes none of their columns with it.
                     self._fail(task, error)

@@ -172,6 +172,18 @@ def test_a_full_disk_is_no_sign_that_another_was_first(tmp_path: Path, is_there:
         publish_directory(tmp_path / "cell", full)
 
 
+def test_a_rename_that_finds_no_room_is_no_sign_of_it_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cell").mkdir()
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(Unwritable, match="Disk quota exceeded; make room there"):
+        publish_directory(tmp_path / "cell", lambda directory: (directory / "a").write_text("a") and None)
+    assert [path.name for path in tmp_path.iterdir()] == ["cell"]
+
+
 def test_what_cannot_be_written_is_an_error_for_the_user_and_for_the_machine() -> None:
     """The one prints it in a line, the other does not take it for a cell's failure."""
     with pytest.raises(EmosteerError) as caught, naming(Path("/nowhere")):
