@@ -101,7 +101,11 @@ class Store:
         return self.record(cell) is not None
 
     def record(self, cell: Cell) -> dict[str, Any] | None:
-        """The cell's record, or None; its id and the size of the replies are checked, and no more."""
+        """The cell's record, or None; its id and the size of the replies are checked, and no more.
+
+        Raises:
+            EmosteerError: a newer emosteer has written it; it stays where it is.
+        """
         paths = self.cell_paths(cell)
         if not paths.directory.is_dir():
             return None
@@ -109,13 +113,18 @@ class Store:
             record = read_json(paths.record)
             size = paths.replies.stat().st_size
             # Records of before `replies_bytes` do not say.
-            if record["id"] == cell.id and record.get("replies_bytes", size) == size:
+            written = int(record["format"])
+            if written <= FORMAT and record["id"] == cell.id and record.get("replies_bytes", size) == size:
                 return dict(record)
             reason = "the replies have another size" if record["id"] == cell.id else f"it is of {record['id']}"
         except FileNotFoundError:
-            reason = "the replies are gone"
+            reason, written = "the replies are gone", FORMAT
         except (ValueError, KeyError, TypeError, AttributeError):
-            reason = "the record is no record"
+            reason, written = "the record is no record", FORMAT
+        if written > FORMAT:
+            raise EmosteerError(
+                f"{paths.record} is of format {written}, of a newer emosteer than this one: update, or give another store"
+            )
         put_aside(paths.directory, reason, "the cell is run again")
         return None
 

@@ -175,6 +175,16 @@ def test_a_state_at_a_glance_reads_no_replies(store: Store, cell: Cell, monkeypa
     assert store.is_done(cell)
 
 
+def test_what_a_newer_version_wrote_is_left_alone(store: Store, cell: Cell) -> None:
+    put(store, cell)
+    record = store.cell_paths(cell).record
+    edit_json(record, lambda data: data.update(format=data["format"] + 1, replies_bytes="elsewhere"))
+
+    with pytest.raises(EmosteerError, match=r"record.json is of format 3, of a newer emosteer: update"):
+        store.is_done(cell)
+    assert record.exists()
+
+
 def test_replies_of_format_1_are_counted(store: Store, cell: Cell) -> None:
     """They have no digest; what is there must be as much as the record says."""
     put(store, cell)
