@@ -122,9 +122,7 @@ class Store:
         except (ValueError, KeyError, TypeError, AttributeError):
             reason, written = "the record is no record", FORMAT
         if written > FORMAT:
-            raise EmosteerError(
-                f"{paths.record} is of format {written}, of a newer emosteer than this one: update, or give another store"
-            )
+            raise EmosteerError(f"{paths.record} is of format {written}, of a newer emosteer: update, or give another store")
         put_aside(paths.directory, reason, "the cell is run again")
         return None
 
