@@ -64,14 +64,15 @@ def plan(config: Config, store: Store) -> list[Cell]:
     Raises:
         EmosteerError: a value or data file that cannot be used.
     """
-    _check_values(config)
+    check_values(config)
     cell = _cell(config, store)
     attribution = [Cell(ATTRIBUTION, cell.model, pair=cell.pair, attribution=cell.attribution)] if cell.attribution else []
     controls = [cell.control(index) for index in range(config.controls.random)] if cell.coefficient != 0 else []
     return [cell, cell.baseline(), *controls, *attribution]
 
 
-def _check_values(config: Config) -> None:
+def check_values(config: Config) -> None:
+    """Refuse what no cell can use; raises EmosteerError with the key, the value and what to give instead."""
     check_sweep_name(config.name)
     for key, value, valid in (
         ("mode", config.mode, MODES),

@@ -31,6 +31,8 @@ class EmotionVector:
     """[block, width] float32, on the CPU."""
     residual_norm: Tensor
     """[block] float32: the usual length of the residual stream after each block."""
+    site: str = "residual"
+    """Whose output the directions were read from, and are added to: residual, attention or mlp."""
 
     def added(self, layer: int, coefficient: float, unit: str) -> Tensor:
         """What steering adds at a block [width]: `coefficient` residual norms long, or that many raw vectors."""
@@ -87,7 +89,7 @@ def emotion_vector(
     """
     if method not in METHODS:
         raise EmosteerError(f"vector.method={method}: choose one of {', '.join((*METHODS, 'random'))}")
-    return checked(EmotionVector(METHODS[method](model, pairs, site), residual_norm))
+    return checked(EmotionVector(METHODS[method](model, pairs, site), residual_norm, site))
 
 
 def checked(vector: EmotionVector) -> EmotionVector:

@@ -11,13 +11,14 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import psutil
 import torch
 
 import emosteer
-from emosteer.engine import Decoding, Engine, Reply, Request, RowSeed
+from emosteer.engine import Engine, Reply, Request, requests_for
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel, load
 from emosteer.model.source import find
@@ -40,7 +41,6 @@ class _Prepared:
 
     task: Task
     requests: list[Request]
-    prompt_ids: list[str]
     resolved: Resolved
     replies: dict[int, Reply] = field(default_factory=dict)
 
@@ -187,14 +187,8 @@ class Worker:
     def _prepare(self, loaded: _Loaded, task: Task) -> _Prepared:
         cell = task.cell
         steering, resolved = loaded.resources.steering(cell)
-        g = cell.generation
-        decoding = Decoding(g.max_new_tokens, g.min_new_tokens, g.do_sample, g.temperature, g.top_p)
-        rows = [(prompt, sample) for prompt in self.store.prompts(cell.prompts) for sample in range(g.n_samples)]
-        requests = [
-            Request(loaded.model.dialogue.prompt(prompt.messages), RowSeed(cell.seed, prompt.id, sample), steering, decoding)
-            for prompt, sample in rows
-        ]
-        return _Prepared(task, requests, [prompt.id for prompt, _ in rows], resolved)
+        requests = requests_for(loaded.model.dialogue, self.store.prompts(cell.prompts), cell.generation, cell.seed, steering)
+        return _Prepared(task, requests, resolved)
 
     def _reply(self, loaded: _Loaded, prepared: Sequence[_Prepared]) -> None:
         """Generate and publish; where the batch raises, every cell runs alone, so that only the bad one fails."""
@@ -226,7 +220,7 @@ class Worker:
         cell = done.task.cell
         replies = [
             StoredReply(
-                done.prompt_ids[i],
+                request.row_seed.prompt_id,
                 request.row_seed.sample,
                 loaded.model.dialogue.reply(done.replies[i].tokens),
                 done.replies[i].tokens,
@@ -255,9 +249,7 @@ class Worker:
             texts = [reply.reply for reply in replies]
             for scorer in missing:
                 try:
-                    context = {"context": self._context(loaded, task, replies)} if scorer.needs_model else {}
-                    metrics = scorer.function(texts, **scorer.options, **context)
-                    _check_lengths(scorer.name, metrics, len(texts))
+                    metrics = scorer.measure(texts, partial(self._context, loaded, task, replies))
                 except Exception as error:
                     # The other scorers go on: one that fails takes none of their columns with it.
                     self._fail(task, error)
@@ -315,12 +307,6 @@ def _completed(engine: Engine, prepared: Sequence[_Prepared], on_tokens: Callabl
         cell.replies[i] = reply
         if cell.is_complete:
             yield cell
-
-
-def _check_lengths(name: str, metrics: dict[str, list[float]], n: int) -> None:
-    for metric, values in metrics.items():
-        if len(values) != n:
-            raise EmosteerError(f"scorer {name}: {metric} has {len(values)} values for {n} replies")
 
 
 def _order(task: Task) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from emosteer.config import GenerationConfig
+from emosteer.datasets import Prompt
+from emosteer.model.dialogue import Dialogue
 from emosteer.steering import Steering
 
 
@@ -45,3 +49,16 @@ class Reply:
     tokens: tuple[int, ...]
     finished: bool
     """Whether the model ended the reply itself, before `max_new_tokens`."""
+
+
+def requests_for(
+    dialogue: Dialogue, prompts: Sequence[Prompt], generation: GenerationConfig, seed: int, steering: Steering | None = None
+) -> list[Request]:
+    """What a cell asks: a request per prompt and sample, in the order of the prompts, then samples."""
+    g = generation
+    decoding = Decoding(g.max_new_tokens, g.min_new_tokens, g.do_sample, g.temperature, g.top_p)
+    return [
+        Request(tokens, RowSeed(seed, prompt.id, sample), steering, decoding)
+        for prompt, tokens in [(prompt, dialogue.prompt(prompt.messages)) for prompt in prompts]
+        for sample in range(g.n_samples)
+    ]
