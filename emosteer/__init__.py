@@ -15,7 +15,7 @@ Importing the package is light; torch and the rest come with the first use of a 
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from emosteer.errors import EmosteerError
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
         Replies,
         attribute,
         build_vector,
-        compare,
         load_model,
         load_prompts,
         random_vector,
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
         score,
         steer,
     )
+    from emosteer.comparison import compare
     from emosteer.datasets import ContrastivePair, DiagnosticPair, Prompt
     from emosteer.vector_file import load_vector, save_vector
 
@@ -58,6 +58,7 @@ __all__ = [
 ]
 
 _ELSEWHERE = {
+    "emosteer.comparison": ("compare",),
     "emosteer.datasets": ("ContrastivePair", "DiagnosticPair", "Prompt"),
     "emosteer.vector_file": ("load_vector", "save_vector"),
 }
@@ -65,7 +66,7 @@ _ELSEWHERE = {
 
 if not TYPE_CHECKING:  # else a type checker would believe that the package has every attribute
 
-    def __getattr__(name: str) -> Any:
+    def __getattr__(name: str) -> object:
         """The public names, imported when they are first asked for (PEP 562)."""
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,53 +6,38 @@ replies and the same numbers. It neither reads nor writes sweeps, and needs noth
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar, Unpack
+from typing import Any, TypeVar, Unpack
 
-import numpy as np
 import pandas as pd
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
 from emosteer import attribution, datasets
+from emosteer.arguments import Generation, configuration, plain, whole
 from emosteer.attribution import Attribution
+from emosteer.comparison import GENERATED
 from emosteer.config import Config, GenerationConfig, ModelConfig
-from emosteer.datasets import SHIPPED, ContrastivePair, DiagnosticPair, Item, Prompt
+from emosteer.datasets import SHIPPED, ContrastivePair, DiagnosticPair, Prompt
 from emosteer.engine import Engine, requests_for
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel, load
 from emosteer.model.source import resolve_layers
-from emosteer.planning import check_values, typed
 from emosteer.records.store import StoredReply
 from emosteer.scoring.scorer import Context, Scorer, find_scorers
-from emosteer.statistics import DEFAULT_RESAMPLES, paired_effects
 from emosteer.steering import Push, Steering
-from emosteer.tables import Floats, mean_of, prompt_means, seed_of
 from emosteer.vectors import EmotionVector, checked, emotion_vector, random_direction, residual_norms
 
 CONF = Path(__file__).parent / "conf"
-SETTINGS = "emosteer"
-"""The key in a score table's `attrs` of what must be equal on both sides of a comparison."""
-NO_METRICS = ("cell_id", "prompt_id", "sample", "prompt", "reply", "is_baseline", "n_tokens")
-"""Columns of a table of replies that are no metric."""
 
 Prompts = str | Path | Iterable[str | Prompt | Mapping[str, Any]]
 """A shipped set's name, a file, or prompts: texts, `Prompt`s, or mappings with the keys of a prompts file."""
-
-
-class GenerationOptions(TypedDict, total=False):
-    """How replies are decoded; what is left out has the default of `emosteer.config.GenerationConfig`."""
-
-    max_new_tokens: int
-    min_new_tokens: int
-    do_sample: bool
-    temperature: float
-    top_p: float
-    n_samples: int
 
 
 @dataclass(frozen=True)
@@ -65,7 +50,9 @@ class Replies:
     rows: tuple[StoredReply, ...]
     """One a reply: its prompt's id, sample, text, tokens, and whether the model ended it itself."""
     generation: GenerationConfig
+    """How they were decoded."""
     seed: int
+    """Of their sampling."""
 
     @property
     def texts(self) -> list[str]:
@@ -101,9 +88,7 @@ def load_model(model: str | Path, **changes: Any) -> LanguageModel:
     """
     shipped = {path.stem: path for path in (CONF / "model").glob("*.yaml") if path.stem != "custom"}
     is_shipped = isinstance(model, str) and model in shipped
-    named = (
-        OmegaConf.load(shipped[str(model)]) if is_shipped else {"name": Path(model).expanduser().resolve().name, "path": str(model)}
-    )
+    named = OmegaConf.load(shipped[str(model)]) if is_shipped else {"name": Path(model).absolute().name, "path": str(model)}
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), named, changes))
     except OmegaConfBaseException as error:
@@ -128,7 +113,7 @@ def load_prompts(prompts: Prompts, limit: int | None = None) -> list[Prompt]:
     """
     if isinstance(prompts, str | Path):
         return datasets.load_prompts(_file("prompts", prompts), limit)
-    found = datasets.from_records([_prompt_record(prompt) for prompt in _listed("prompts", prompts)], Prompt, "prompts")
+    found = datasets.from_records(_prompt_records(_listed("prompts", prompts)), Prompt, "prompts")
     if limit is not None and limit < 1:
         raise EmosteerError(f"limit={limit}: give a whole number of at least 1, or None for all prompts")
     return found[:limit]
@@ -175,14 +160,12 @@ def build_vector(
     """
     if method == "random":
         raise EmosteerError("method=random needs no pairs: call random_vector")
-    _settings(vector={"method": method}, site=site)
+    configuration(vector={"method": method}, site=site)
     contrastive = _items("pairs", pairs, ContrastivePair, datasets.load_contrastive_pairs)
     return emotion_vector(model, contrastive, _norms(model), method, site)
 
 
-def random_vector(
-    model: LanguageModel, seed: int = 0, index: int = 0, *, site: str = "residual", like: EmotionVector | None = None
-) -> EmotionVector:
+def random_vector(model: LanguageModel, seed: int = 0, index: int = 0, *, like: EmotionVector | None = None) -> EmotionVector:
     """A random direction to steer with as a control: what any push of that length would do.
 
     The same seed and index give the direction of a sweep's control (`seed`, and its place among `controls.random`).
@@ -191,22 +174,20 @@ def random_vector(
         model: the language model.
         seed: a whole number.
         index: which of the seed's directions.
-        site: whose output it will be added to.
-        like: a vector whose lengths it shall have at every block, for raw coefficients; else they are 1.
+        like: the vector that it stands beside, whose lengths, site and residual norms it takes. Without one it is of length 1 at each
+            block, for the residual stream, and the norms are measured anew, which takes as long as 48 short prompts.
 
     Raises:
-        EmosteerError: an unknown site, or `like` is no vector of this model's shape.
+        EmosteerError: a seed or index that is none, or `like` is no vector of this model's shape.
     """
-    _settings(site=site)
-    seed, index = _whole("seed", seed), _whole("index", index)
-    directions = random_direction(seed, index, model.n_blocks, model.width)
-    if like is not None:
-        _check_fits(like, model)
-        directions = directions * like.directions.norm(dim=1, keepdim=True)
-    return EmotionVector(directions, _norms(model), site)
+    directions = random_direction(whole("seed", seed), whole("index", index), model.n_blocks, model.width)
+    if like is None:
+        return EmotionVector(directions, _norms(model))
+    _check_fits(like, model)
+    return EmotionVector(directions * like.directions.norm(dim=1, keepdim=True), like.residual_norm, like.site)
 
 
-def reply(model: LanguageModel, prompts: Prompts, *, seed: int = 0, **generation: Unpack[GenerationOptions]) -> Replies:
+def reply(model: LanguageModel, prompts: Prompts, *, seed: int = 0, **generation: Unpack[Generation]) -> Replies:
     """Unsteered replies: the baseline.
 
     Args:
@@ -219,7 +200,7 @@ def reply(model: LanguageModel, prompts: Prompts, *, seed: int = 0, **generation
     Raises:
         EmosteerError: an unusable prompt or option; see `load_prompts`.
     """
-    return _generate(model, prompts, _settings(seed=seed, generation=generation))
+    return _generate(model, prompts, configuration(seed=seed, generation=generation))
 
 
 def steer(
@@ -232,7 +213,7 @@ def steer(
     coefficient_unit: str = "fraction",
     scope: str = "generated",
     seed: int = 0,
-    **generation: Unpack[GenerationOptions],
+    **generation: Unpack[Generation],
 ) -> Replies:
     """Replies while `coefficient` times the vector is added to what the vector's site puts out.
 
@@ -253,15 +234,15 @@ def steer(
         EmosteerError: a block out of range, a coefficient that is not finite, an unknown scope or unit, a vector of another model's
             shape, a site that the model has not, and all that `reply` raises.
     """
-    settings = _settings(
+    config = configuration(
         coefficient=coefficient, coefficient_unit=coefficient_unit, scope=scope, seed=seed, site=vector.site, generation=generation
     )
-    layers = resolve_layers(_plain(layer), model.n_blocks, model.name)
+    layers = resolve_layers(plain(layer), model.n_blocks, model.name)
     if layers is None:
         raise EmosteerError("layer=auto: only the command asks attribution by itself; give attribute(model, pairs).ranking()[0]")
     _check_fits(vector, model)
-    pushes = [Push(vector.site, block, vector.added(block, settings.coefficient, coefficient_unit)) for block in layers]
-    return _generate(model, prompts, settings, Steering(tuple(pushes), scope))
+    pushes = [Push(vector.site, block, vector.added(block, config.coefficient, coefficient_unit)) for block in layers]
+    return _generate(model, prompts, config, Steering(tuple(pushes), scope))
 
 
 def score(model: LanguageModel, replies: Replies, scorers: Iterable[str | Callable[..., Any]] | None = None) -> pd.DataFrame:
@@ -283,7 +264,7 @@ def score(model: LanguageModel, replies: Replies, scorers: Iterable[str | Callab
         raise EmosteerError(f"replies is a {type(replies).__name__}: give what reply or steer returned")
     if replies.model != model.name:
         raise EmosteerError(
-            f"the replies are of {replies.model}, whose tokens {model.name} does not share: score them with that model"
+            f"the replies are of {replies.model}, not of {model.name}: score them with the model whose tokens they are"
         )
     found = _scorers(scorers)
     prompts = {prompt.id: model.dialogue.prompt(prompt.messages) for prompt in replies.prompts}
@@ -291,88 +272,8 @@ def score(model: LanguageModel, replies: Replies, scorers: Iterable[str | Callab
     table = replies.table()
     for scorer in found:
         table = table.assign(**scorer.measure(replies.texts, lambda: context))
-    table.attrs[SETTINGS] = {"model": replies.model, "seed": replies.seed, **asdict(replies.generation)}
+    table.attrs[GENERATED] = {"model": replies.model, "seed": replies.seed, **asdict(replies.generation)}
     return table
-
-
-def compare(
-    steered: pd.DataFrame,
-    baseline: pd.DataFrame | Sequence[pd.DataFrame],
-    *,
-    seed: int | str = 0,
-    n_resamples: int = DEFAULT_RESAMPLES,
-    confidence: float = 0.95,
-) -> pd.DataFrame:
-    """The effect of steering on each metric, paired by prompt: a row per metric.
-
-    Columns: n (prompts), baseline, steered, delta (mean difference, in the metric's unit), ci_low and ci_high (its percentile bootstrap
-    interval), effect_size (Cohen's d_z), p (Wilcoxon's signed-rank test), p_perm (sign flips). Samples are averaged
-    within a prompt first. See `emosteer.statistics.paired_effects`, for sources and edge cases too. The p are of single
-    tests: for many layers or coefficients let a sweep control the false discovery rate.
-
-    Args:
-        steered: what `score` gave, or one cell's rows of a sweep's `replies.parquet`.
-        baseline: the same for the unsteered replies. Several tables, such as those of random directions, stand for their mean.
-        seed: of the bootstrap and the sign flips; a cell's id gives the interval that its sweep shows.
-        n_resamples: of both.
-        confidence: of the interval, between 0 and 1.
-
-    Raises:
-        EmosteerError: tables of other prompts, metrics, seeds, generation or models than one another; see `statistics` for options.
-    """
-    others = [baseline] if isinstance(baseline, pd.DataFrame) else _listed("baseline", baseline)
-    if not others:
-        raise EmosteerError("baseline is empty: give the table of the unsteered replies")
-    for table in (steered, *others):
-        _check_table(table)
-    for other in others:
-        _check_paired(steered, other)
-    _settings(statistics={"n_resamples": n_resamples, "confidence": confidence})
-    metrics, prompts = _metrics(steered), list(dict.fromkeys(others[0]["prompt_id"]))
-    effects = paired_effects(
-        _matrix(steered, metrics, prompts),
-        mean_of([_matrix(other, metrics, prompts) for other in others]),
-        seed=seed_of(seed) if isinstance(seed, str) else _whole("seed", seed),
-        n_resamples=n_resamples,
-        confidence=confidence,
-    )
-    return pd.DataFrame([asdict(effect) for effect in effects], index=pd.Index(metrics, name="metric"))
-
-
-def _settings(**given: Any) -> Config:
-    """The given keys with the command's defaults, types and checks."""
-    required = {
-        "name": "notebook",
-        "store": "",
-        "layer": 0,
-        "coefficient": 0.0,
-        "model": {"name": "", "path": ""},
-        "pair": {"name": "", "target": "", "counterpart": "", "primary": "joy"},
-        "prompts": {"name": ""},
-    }
-    plain = {
-        key: {k: _plain(v) for k, v in value.items()} if isinstance(value, dict) else _plain(value) for key, value in given.items()
-    }
-    try:
-        config = typed(OmegaConf.create(required | plain))
-    except OmegaConfBaseException as error:
-        raise EmosteerError(str(error).splitlines()[0]) from None
-    check_values(config)
-    return config
-
-
-def _plain(value: Any) -> Any:
-    """A number of numpy's or torch's as Python's own, an iterable of them as a list."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    return [_plain(one) for one in value] if isinstance(value, Iterable) and not isinstance(value, str) else value
-
-
-def _whole(name: str, value: Any) -> int:
-    number = _plain(value)
-    if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-        raise EmosteerError(f"{name}={value}: give a whole number of at least 0")
-    return number
 
 
 def _norms(model: LanguageModel) -> Tensor:
@@ -388,9 +289,9 @@ def _check_fits(vector: EmotionVector, model: LanguageModel) -> None:
         )
 
 
-def _generate(model: LanguageModel, prompts: Prompts, settings: Config, steering: Steering | None = None) -> Replies:
+def _generate(model: LanguageModel, prompts: Prompts, config: Config, steering: Steering | None = None) -> Replies:
     asked = load_prompts(prompts)
-    requests = requests_for(model.dialogue, asked, settings.generation, settings.seed, steering)
+    requests = requests_for(model.dialogue, asked, config.generation, config.seed, steering)
     made = dict(Engine(model).generate(requests))
     rows = [
         StoredReply(
@@ -402,17 +303,26 @@ def _generate(model: LanguageModel, prompts: Prompts, settings: Config, steering
         )
         for i, request in enumerate(requests)
     ]
-    return Replies(model.name, tuple(asked), tuple(rows), settings.generation, settings.seed)
+    return Replies(model.name, tuple(asked), tuple(rows), config.generation, config.seed)
 
 
 def _listed(name: str, items: Any) -> list[Any]:
     if isinstance(items, Mapping) or not isinstance(items, Iterable):
-        raise EmosteerError(f"{name}={str(items)[:60]!r}: give a list (one alone in brackets), a shipped name, or a file")
+        raise EmosteerError(f"{name}={repr(items)[:60]}: give a list (one alone in brackets), a shipped name, or a file")
     return list(items)
 
 
-def _prompt_record(prompt: Any) -> Any:
-    return {"id": sha256(prompt.encode(errors="replace")).hexdigest()[:8], "text": prompt} if isinstance(prompt, str) else prompt
+def _prompt_records(prompts: Sequence[Any]) -> list[Any]:
+    """The prompts with each plain text as a record, under a hash of itself."""
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    if twice := [text for text, times in Counter(texts).items() if times > 1]:
+        raise EmosteerError(f"prompts: {twice[0][:60]!r} stands there more than once; n_samples gives several replies to a prompt")
+    return [{"id": _hash(prompt), "text": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+
+
+def _hash(text: str) -> str:
+    # What cannot be encoded is refused a step later, with its place.
+    return sha256(text.encode(errors="replace")).hexdigest()[:8]
 
 
 def _file(folder: str, request: str | Path) -> Path:
@@ -420,12 +330,10 @@ def _file(folder: str, request: str | Path) -> Path:
     shipped = {path.stem: path for path in (SHIPPED / folder).glob("*.jsonl")}
     if isinstance(request, str) and request in shipped:
         return shipped[request]
-    path = Path(request).expanduser()
-    try:
-        if path.exists():
+    # A text that was meant as a prompt may be too long for a file's name, or begin with ~.
+    with suppress(OSError, RuntimeError):
+        if (path := Path(request).expanduser()).exists():
             return path
-    except OSError:  # a text too long to be a file's name
-        pass
     raise EmosteerError(
         f"{folder}={str(request)[:60]!r}: no such file, and none of the shipped {', '.join(sorted(shipped))}; "
         "texts and pairs of your own come in a list"
@@ -442,9 +350,9 @@ def _items(folder: str, request: Any, kind: type[_Pair], read: Callable[[Path], 
 
 
 def _scorers(asked: Iterable[str | Callable[..., Any]] | None) -> list[Scorer]:
-    shipped = {
-        scorer.name: scorer for scorer in find_scorers(OmegaConf.to_container(OmegaConf.load(CONF / "scorers" / "default.yaml")))
-    }
+    config = OmegaConf.to_container(OmegaConf.load(CONF / "scorers" / "default.yaml"))
+    assert isinstance(config, dict)
+    shipped = {scorer.name: scorer for scorer in find_scorers({str(name): entry for name, entry in config.items()})}
     if asked is None:
         return list(shipped.values())
     found = []
@@ -456,43 +364,3 @@ def _scorers(asked: Iterable[str | Callable[..., Any]] | None) -> list[Scorer]:
         else:
             raise EmosteerError(f"scorers={one}: choose of {', '.join(shipped)}, or give a function")
     return found
-
-
-def _check_table(table: pd.DataFrame) -> None:
-    """Refuse what is not the table of one cell's scored replies."""
-    if not isinstance(table, pd.DataFrame) or not {"prompt_id", "sample"} <= set(table):
-        raise EmosteerError("compare takes tables of scored replies: what score returned, or a cell's rows of replies.parquet")
-    if table.duplicated(["prompt_id", "sample"]).any():
-        raise EmosteerError("a table has several replies to one prompt and sample: take the rows of one cell")
-    if not _metrics(table):
-        raise EmosteerError("a table has no metric: give what score returned")
-
-
-def _check_paired(steered: pd.DataFrame, other: pd.DataFrame) -> None:
-    """Refuse two tables that differ in more than what was done to the model."""
-    mine, others = (table.attrs.get(SETTINGS, {}) for table in (steered, other))
-    differing = [f"{key}: {mine[key]} and {others[key]}" for key in mine if key in others and mine[key] != others[key]]
-    if differing:
-        raise EmosteerError(f"the replies cannot be paired, they differ in {', '.join(differing)}: generate both alike")
-    if set(_metrics(steered)) != set(_metrics(other)):
-        raise EmosteerError(
-            f"other metrics on each side ({', '.join(_metrics(steered))}; {', '.join(_metrics(other))}): score both alike"
-        )
-    asked = [
-        set(zip(*(table[key] for key in table if key in ("prompt_id", "sample", "prompt")), strict=True))
-        for table in (steered, other)
-    ]
-    if asked[0] != asked[1]:
-        raise EmosteerError(
-            f"{len(asked[0] ^ asked[1])} replies are to prompts or samples of one side only: reply to the same prompts"
-        )
-
-
-def _metrics(table: pd.DataFrame) -> list[str]:
-    return [str(column) for column in table.select_dtypes("number") if column not in NO_METRICS]
-
-
-def _matrix(table: pd.DataFrame, metrics: Sequence[str], prompts: Sequence[str]) -> Floats:
-    """Per-prompt means [metric, prompt]."""
-    means = [prompt_means(table["prompt_id"].tolist(), table[metric].tolist()) for metric in metrics]
-    return np.array([[of_metric[prompt] for prompt in prompts] for of_metric in means], dtype=np.float64)

@@ -150,7 +150,7 @@ def _plain(record: Item | Mapping[str, Any], kind: type[Item], where: str) -> di
         return asdict(record)
     if isinstance(record, Mapping):
         return dict(record)
-    raise EmosteerError(f"{where} is a {type(record).__name__}: give a {kind.__name__}, or a mapping with its keys")
+    raise EmosteerError(f"{where} is {repr(record)[:60]}: give a {kind.__name__}, or a mapping with its keys")
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -81,10 +81,12 @@ class Scorer:
             context: makes the context, where the function asks for it.
 
         Raises:
-            EmosteerError: a metric with another number of values than there are replies.
+            EmosteerError: something else than metrics, or a metric with another number of values than there are replies.
         """
         asked = {"context": context()} if self.needs_model else {}
         metrics = self.function(replies, **self.options, **asked)
+        if not isinstance(metrics, Mapping):
+            raise EmosteerError(f"scorer {self.name} gave {repr(metrics)[:60]}: a scorer gives metric -> one value per reply")
         for metric, values in metrics.items():
             if len(values) != len(replies):
                 raise EmosteerError(f"scorer {self.name}: {metric} has {len(values)} values for {len(replies)} replies")
