@@ -42,7 +42,8 @@ def compare(
         confidence: of the interval, between 0 and 1.
 
     Raises:
-        EmosteerError: tables of other prompts, metrics, seeds, generation or models than one another; a wrong `seed`, `n_resamples` or `confidence`.
+        EmosteerError: tables that differ in prompts, metrics, seed, generation or model; several cells in one table; a seed,
+            number of resamples or confidence out of range.
     """
     others = [baseline] if isinstance(baseline, pd.DataFrame) else list(baseline)
     if not others:
