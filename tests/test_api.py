@@ -297,6 +297,24 @@ def test_unusable_pairs_and_methods_are_refused(model: LanguageModel, tmp_path: 
         emosteer.attribute(model, [pair])
 
 
+def test_attribution_of_a_list_and_of_a_file_is_one_attribution(model: LanguageModel, tmp_path: Path) -> None:
+    letters = "abcdefgh"
+    pairs = [emosteer.DiagnosticPair(one, f"Say {one} 1", f"Say {one} 2", "I", ("h", "j"), ("s", "t")) for one in letters]
+    file = tmp_path / "diagnostics.jsonl"
+    file.write_text(to_json_lines(pairs))
+
+    found, again = emosteer.attribute(model, pairs, steps=2), emosteer.attribute(model, str(file), steps=2)
+
+    assert found.pair_ids == tuple(letters)
+    assert sorted(found.ranking()) == list(range(BLOCKS))
+    assert found.block_scores().equal(again.block_scores())
+    assert not found.everywhere["mlp"].equal(emosteer.attribute(model, pairs, steps=1).everywhere["mlp"])
+    with pytest.raises(EmosteerError, match="steps=0"):
+        emosteer.attribute(model, pairs, steps=0)
+    with pytest.raises(EmosteerError, match="attribution needs at least 8"):
+        emosteer.attribute(model, pairs[:7])
+
+
 def test_a_random_vector_is_as_long_as_the_one_beside_it_and_each_is_another(model: LanguageModel, vector: EmotionVector) -> None:
     beside = emosteer.random_vector(model, seed=1, index=2, like=replace(vector, site="mlp"))
     assert torch.allclose(beside.directions.norm(dim=1), vector.directions.norm(dim=1))
