@@ -1,7 +1,7 @@
 """The library from a notebook: load a model, attribute, build a vector, steer, score and compare.
 
 A thin face over the modules that the commands use, with the commands' defaults and checks: the same request gives the same
-replies and the same numbers. It neither reads nor writes sweeps, and needs nothing of Hydra's.
+replies and the same numbers. It neither reads nor writes sweeps, and does not start Hydra.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from emosteer.engine import Engine, requests_for
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel, load
 from emosteer.model.source import resolve_layers
+from emosteer.one_line import one_line
 from emosteer.records.store import StoredReply
 from emosteer.scoring.scorer import Context, Scorer, find_scorers
 from emosteer.steering import Push, Steering
@@ -92,7 +93,7 @@ def load_model(model: str | Path, **changes: Any) -> LanguageModel:
     try:
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelConfig), named, changes))
     except OmegaConfBaseException as error:
-        raise EmosteerError(f"model={model}: {str(error).splitlines()[0]}") from None
+        raise EmosteerError(f"model={model}: {one_line(error)}") from None
     assert isinstance(config, ModelConfig)
     try:
         return load(config)
@@ -291,7 +292,7 @@ def _check_fits(vector: EmotionVector, model: LanguageModel) -> None:
 
 def _generate(model: LanguageModel, prompts: Prompts, config: Config, steering: Steering | None = None) -> Replies:
     asked = load_prompts(prompts)
-    requests = requests_for(model.dialogue, asked, config.generation, config.seed, steering)
+    requests = requests_for(model, asked, config.generation, config.seed, steering)
     made = dict(Engine(model).generate(requests))
     rows = [
         StoredReply(

@@ -8,9 +8,11 @@ from typing import Any, TypedDict
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from emosteer.checks import check_values
 from emosteer.config import Config
 from emosteer.errors import EmosteerError
-from emosteer.planning import check_values, typed
+from emosteer.one_line import one_line
+from emosteer.planning import typed
 
 
 class Generation(TypedDict, total=False):
@@ -50,7 +52,7 @@ def configuration(**given: Any) -> Config:
     try:
         config = typed(OmegaConf.create(NEEDED | {key: plain(value) for key, value in given.items()}))
     except OmegaConfBaseException as error:
-        raise EmosteerError(str(error).splitlines()[0]) from None
+        raise EmosteerError(one_line(error)) from None
     check_values(config)
     return config
 

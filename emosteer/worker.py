@@ -18,6 +18,7 @@ import psutil
 import torch
 
 import emosteer
+from emosteer.bench import Bench
 from emosteer.engine import Engine, Reply, Request, requests_for
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel, load
@@ -50,13 +51,12 @@ class _Prepared:
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
     """The model that the worker holds."""
 
     key: str
     model: LanguageModel
     engine: Engine
-    resources: Resources
 
 
 class Worker:
@@ -65,9 +65,10 @@ class Worker:
     Args:
         sweep: whose cells; others may work on it at the same time.
         report: is told of the progress.
+        bench: holds the model that an earlier worker of this process has loaded, and this one's afterwards.
     """
 
-    def __init__(self, sweep: Sweep, report: Reporter | None = None) -> None:
+    def __init__(self, sweep: Sweep, report: Reporter | None = None, bench: Bench | None = None) -> None:
         self.sweep, self.store = sweep, sweep.store
         self.report: Reporter = report or Silent()
         settings = sweep.settings()
@@ -75,7 +76,8 @@ class Worker:
         self.scorers = sweep.scorers()
         self.claims = Claims(self.store.paths.claims, float(settings["worker"]["lease_seconds"]))
         self.leases: dict[str, Lease] = {}
-        self._loaded: _Loaded | None = None
+        self.bench = bench or Bench()
+        self._resources: Resources | None = None
         self._told = 0
         torch.set_num_threads(int(settings["engine"]["threads"] or free_cores()))
 
@@ -107,7 +109,7 @@ class Worker:
         by_model: dict[str, list[Task]] = defaultdict(list)
         for task in unsettled:
             by_model[_model_key(task.cell.model)].append(task)
-        at_hand = self._loaded.key if self._loaded else None
+        at_hand = self.bench.loaded.key if self.bench.loaded else None
         for key in sorted(by_model, key=lambda key: key != at_hand):
             claimed: list[Task] = []
             for task in sorted(by_model[key], key=_order):
@@ -143,9 +145,9 @@ class Worker:
         self._score(loaded, [t for t in cells if self.store.is_done(t.cell)])
         self._release(tasks)
 
-    def _load(self, spec: ModelSpec) -> _Loaded:
-        if self._loaded is None or self._loaded.key != _model_key(spec):
-            self._loaded = None  # frees the last one's memory first
+    def _load(self, spec: ModelSpec) -> Loaded:
+        if self.bench.loaded is None or self.bench.loaded.key != _model_key(spec):
+            self.bench.loaded = self._resources = None  # frees the last one's memory first
             self.report.stage(f"loading {spec.config.name}")
             source = find(spec.config)
             if source.fingerprint != spec.fingerprint:
@@ -156,20 +158,25 @@ class Worker:
             log.info("%s on %s, %s, %d blocks", model.name, model.device, model.dtype, model.n_blocks)
             batch_rows = self.settings["engine"]["batch_rows"]
             engine = Engine(model, int(batch_rows) if batch_rows else None)
-            self._loaded = _Loaded(_model_key(spec), model, engine, Resources(self.store, self.claims, model))
-        return self._loaded
+            self.bench.loaded = Loaded(_model_key(spec), model, engine)
+        return self.bench.loaded
 
-    def _attribute(self, loaded: _Loaded, task: Task) -> None:
+    def _resources_of(self, loaded: Loaded) -> Resources:
+        if self._resources is None or self._resources.model is not loaded.model:
+            self._resources = Resources(self.store, self.claims, loaded.model)
+        return self._resources
+
+    def _attribute(self, loaded: Loaded, task: Task) -> None:
         pair = task.cell.pair.name if task.cell.pair else "pair"
         self.report.stage(f"attribution patching of {pair}")
         try:
-            loaded.resources.attribution(task.cell)
+            self._resources_of(loaded).attribution(task.cell)
         except OSError:
             raise
         except Exception as error:
             self._fail(task, error)
 
-    def _generate(self, loaded: _Loaded, tasks: Sequence[Task]) -> None:
+    def _generate(self, loaded: Loaded, tasks: Sequence[Task]) -> None:
         prepared = []
         if any(task.cell.vector and not self.store.paths.vector(task.cell.vector_id).exists() for task in tasks):
             self.report.stage("emotion vectors")
@@ -184,13 +191,14 @@ class Worker:
             self.report.stage("generating")
             self._reply(loaded, prepared)
 
-    def _prepare(self, loaded: _Loaded, task: Task) -> _Prepared:
+    def _prepare(self, loaded: Loaded, task: Task) -> _Prepared:
         cell = task.cell
-        steering, resolved = loaded.resources.steering(cell)
-        requests = requests_for(loaded.model.dialogue, self.store.prompts(cell.prompts), cell.generation, cell.seed, steering)
+        steering, resolved = self._resources_of(loaded).steering(cell)
+        prompts = self.store.prompts(cell.prompts)
+        requests = requests_for(loaded.model, prompts, cell.generation, cell.seed, steering, where=cell.prompts_name)
         return _Prepared(task, requests, resolved)
 
-    def _reply(self, loaded: _Loaded, prepared: Sequence[_Prepared]) -> None:
+    def _reply(self, loaded: Loaded, prepared: Sequence[_Prepared]) -> None:
         """Generate and publish; where the batch raises, every cell runs alone, so that only the bad one fails."""
         started, generated = time.perf_counter(), 0
 
@@ -216,7 +224,7 @@ class Worker:
             share = sum(len(reply.tokens) for reply in cell.replies.values()) / max(generated, 1)
             self._publish(loaded, cell, (time.perf_counter() - started) * min(share, 1.0))
 
-    def _publish(self, loaded: _Loaded, done: _Prepared, seconds: float) -> None:
+    def _publish(self, loaded: Loaded, done: _Prepared, seconds: float) -> None:
         cell = done.task.cell
         replies = [
             StoredReply(
@@ -239,7 +247,7 @@ class Worker:
         self._told += 1
         self.report.settled(1)
 
-    def _score(self, loaded: _Loaded, tasks: Sequence[Task]) -> None:
+    def _score(self, loaded: Loaded, tasks: Sequence[Task]) -> None:
         self.report.stage("scoring")
         for task in tasks:
             missing = self.sweep.unscored(task.cell, self.scorers)
@@ -256,7 +264,7 @@ class Worker:
                     continue
                 self.store.publish_scores(task.cell, scorer.key, scorer.facts(), metrics)
 
-    def _context(self, loaded: _Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:
+    def _context(self, loaded: Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:
         prompts = {p.id: loaded.model.dialogue.prompt(p.messages) for p in self.store.prompts(task.cell.prompts)}
         return Context(loaded.engine, [prompts[reply.prompt_id] for reply in replies], [reply.tokens for reply in replies])
 
