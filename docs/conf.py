@@ -2,40 +2,55 @@
 
 import sys
 from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.ext.napoleon import Config, GoogleDocstring
 
 import emosteer
 
-DOCS = Path(__file__).parent
-sys.path.insert(0, str(DOCS / "_extensions"))
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
 project = "emosteer"
 author = "The emosteer authors"
 copyright = "The emosteer authors, Apache-2.0"  # noqa: A001 - Sphinx's name
 version = release = emosteer.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "generated", "mathml"]
-exclude_patterns = ["_build"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "generated", "mathml"]
 
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
-# Prompts, output and continuation lines of shell examples stay behind when one is copied.
-copybutton_exclude = ".linenos, .gp, .go"
 highlight_language = "none"
 
 html_theme = "furo"
 html_title = f"emosteer {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sourcelink = False
 
+default_role = "literal"
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
-napoleon_google_docstring = True
-napoleon_numpy_docstring = False
 
 nitpicky = True
-# Signatures name classes of other projects, whose inventories are on the network; and type variables, which have no page.
 nitpick_ignore_regex = [
-    (r"py:.*", rf"{package}(\..*)?") for package in ("torch", "numpy", "pandas", "omegaconf", "transformers", "hydra")
+    # Other projects: their inventories are on the network.
+    (r"py:.*", r"(collections|pathlib|typing|torch|numpy|transformers|PreTrained\w+|ArrayLike|FloatArray|Tensor)\b.*"),
+    # Aliases and type variables, which Sphinx looks for among the classes.
+    (r"py:class", r"(.*\.)?(Item|_Scorer|Scores|Seed|Message|Method|Text)"),
+    # Named without its module where a signature cannot be evaluated.
+    (r"py:class", r"ModelConfig|Engine"),
 ]
+
+
+def google_sections(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Read docstrings in Google's style; not those of attributes, where napoleon takes what stands before a colon for a type."""
+    if what not in ("attribute", "property", "data"):
+        lines[:] = GoogleDocstring(lines, Config(napoleon_use_rtype=False), app, what, name, obj, options).lines()
+
+
+def setup(app: Sphinx) -> None:
+    """Instead of the extension sphinx.ext.napoleon."""
+    app.connect("autodoc-process-docstring", google_sections)

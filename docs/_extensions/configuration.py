@@ -85,7 +85,8 @@ def _table(rows: Iterable[Key], defaults: DictConfig) -> str:
         default = OmegaConf.to_container(defaults, resolve=False)
         for part in key.name.split("."):
             default = default[part]  # type: ignore[index, call-overload]
-        lines.append(f"| `{key.name}` | {_code(key.type)} | {_code(_shown(default))} | {_cell(key.description)} |")
+        columns = (_code(key.name), _code(key.type.replace("| None", "or null")), _code(_shown(default)), _cell(key.description))
+        lines.append(f"| {' | '.join(columns)} |")
     return "\n".join(lines)
 
 

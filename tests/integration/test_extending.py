@@ -1,0 +1,79 @@
+"""What docs/extending.md shows runs as it is shown, on a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from documents import ROOT, commands, jobs, write_example_files
+
+from emosteer.hydra_jobs import job
+from emosteer.launcher import failed_tasks, open_sweep, submit, work
+from emosteer.tables import Tables, build
+
+PAGE = ROOT / "docs" / "extending.md"
+TINY = (
+    *("model.dtype=float32", "model.device=cpu", "model.wheel=null", "model.gguf_file=null", "layer=1"),
+    *("attribution=none", "tracking=none", "prompts.limit=2", "generation.max_new_tokens=4"),
+    *("statistics.n_resamples=99", "engine.threads=1"),
+)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path) -> dict[str, Tables]:
+    """What each command of the page comes to, by its words."""
+    directory = tmp_path_factory.mktemp("extending")
+    write_example_files(PAGE, directory)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.syspath_prepend(directory)
+        found = {}
+        for number, command in enumerate(one for one in commands(PAGE) if len(one.words) > 1):
+            composed = jobs(command, f"model.path={tiny_directory}", *TINY)
+            sweep = open_sweep("store", directory / str(number))
+            submit([job(config) for config in composed], sweep)
+            work(sweep)
+            assert failed_tasks(sweep) == [], str(command)
+            found[" ".join(command.words[1:])] = build(sweep)
+    return found
+
+
+def cells(tables: dict[str, Tables], part: str) -> pd.DataFrame:
+    """The cells of the one command that has these words."""
+    (found,) = [table.cells for words, table in tables.items() if part in words]
+    return found
+
+
+def test_every_part_has_a_command(tables: dict[str, Tables]) -> None:
+    assert len(tables) == 7
+
+
+def test_a_model_of_ones_own_has_its_name(tables: dict[str, Tables]) -> None:
+    assert list(cells(tables, "model=mine")["model"]) == ["Qwen3-0.6B"]
+
+
+def test_a_pair_of_ones_own_has_its_primary_metric(tables: dict[str, Tables]) -> None:
+    own = cells(tables, "pair=custom")
+    assert list(own["target"]) == ["awe"]
+    assert list(own["primary"]) == ["positive"]
+    beside = cells(tables, "pair=joy_sadness,awe_contempt").set_index("pair")
+    # The same texts, and so the same cell, whichever way the pair was given.
+    assert beside.loc["awe_contempt", "cell_id"] == own["cell_id"].item()
+
+
+def test_prompts_of_ones_own_are_replied_to(tables: dict[str, Tables]) -> None:
+    (prompts,) = [table.replies for words, table in tables.items() if "prompts=custom" in words]
+    assert set(prompts["prompt_id"]) == {"m1", "m2"}
+    assert "I start a new job on Monday. Any advice?" in set(prompts["prompt"])
+
+
+def test_a_scorer_of_ones_own_has_columns(tables: dict[str, Tables]) -> None:
+    (scored,) = [table for words, table in tables.items() if "my_scorers" in words]
+    assert "shouting_delta" in scored.results
+    in_capitals = scored.replies["reply"].map(lambda reply: 2.0 * sum(word.isupper() for word in reply.split()))
+    assert list(scored.replies["shouting"]) == list(in_capitals)
+
+
+def test_a_dropped_scorer_has_none(tables: dict[str, Tables]) -> None:
+    assert "perplexity_delta" not in cells(tables, "~scorers.perplexity")
