@@ -96,8 +96,11 @@ def jobs(command: Command, *more: str) -> list[DictConfig]:
 def _axes(name: str, own: list[str], overrides: list[str]) -> Iterator[list[str]]:
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
     plain = [one.input_line for one in parser.parse_overrides(overrides) if not one.is_sweep_override()]
-    params = compose(name, own + plain, return_hydra_config=True).hydra.sweeper.params or {}
-    declared = [f"{key}={value}" for key, value in params.items()]
+    sweeper = compose(name, own + plain, return_hydra_config=True).hydra.sweeper
+    if not sweeper._target_.endswith(("GridSweeper", "BasicSweeper")):
+        yield plain  # one that searches draws the values itself
+        return
+    declared = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
     seen: set[str] = set()
     for job in BasicSweeper.split_arguments(parser.parse_overrides(declared + overrides), max_batch_size=None)[0]:
         if not seen.issuperset(job):
