@@ -3,30 +3,48 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from emosteer.checks import check_no_secrets, check_sweep_name, check_writable
 from emosteer.errors import EmosteerError
 from emosteer.hydra_jobs import sweep_directory
-from emosteer.planning import check_sweep_name
+from emosteer.launcher import check_device, open_sweep
+from emosteer.one_line import one_line
+from emosteer.planning import plan, typed
 
 
 class SweepCallback(Callback):
-    """Checks the sweep's name before a directory is made, and finalises a multirun.
+    """Refuses what cannot run before Hydra makes a directory for it, and finalises a multirun.
 
-    Hydra logs what a callback raises and goes on, so that a refusal leaves by SystemExit.
+    Hydra warns of what a callback raises and goes on, so that a refusal leaves by SystemExit.
     """
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a wrong name."""
-        _check(config)
+        """Refuse a single run that cannot be planned."""
+        with _refusing():
+            _check(config)
+            # Values such as ${hydra:runtime.cwd} are looked up there.
+            HydraConfig.instance().set_config(config)
+            task = typed(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
+            check_writable("hydra.run.dir", Path(str(config.hydra.run.dir)))
+            check_writable("store", Path(task.store).expanduser())
+            plan(task)
+            check_device(task.model.device)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Refuse a wrong name."""
-        _check(config)
+        """Refuse what is wrong whatever is swept; the jobs are planned when their sweeper has made them."""
+        with _refusing():
+            _check(config)
+            check_writable("hydra.sweep.dir", sweep_directory(config))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Nothing: a job's cell is in the store by then."""
@@ -34,20 +52,24 @@ class SweepCallback(Callback):
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Build tables, figures, trackers' runs and the summary of the whole sweep."""
         from emosteer.finaliser import finalise
-        from emosteer.launcher import failed_tasks, open_sweep
+        from emosteer.launcher import failed_tasks
 
-        try:
+        with _refusing():
             # Of this configuration no more is certain: keys that are swept may be missing in it.
             sweep = open_sweep(str(config.store), sweep_directory(config))
             finalise(sweep)
-        except EmosteerError as error:
-            sys.exit(str(error))
         if failed := failed_tasks(sweep):
             sys.exit(f"{len(failed)} cells failed; see {sweep.paths.failures}")
 
 
 def _check(config: DictConfig) -> None:
+    check_sweep_name(str(config.name))
+    check_no_secrets(config)
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
     try:
-        check_sweep_name(str(config.name))
-    except EmosteerError as error:
-        sys.exit(str(error))
+        yield
+    except (EmosteerError, OmegaConfBaseException) as error:
+        sys.exit(one_line(error))

@@ -25,13 +25,6 @@ METRICS = (
 """What the shipped scorers measure."""
 TRACKERS = ("wandb", "none")
 TRACKING_MODES = ("auto", "offline", "online")
-METRICS = (
-    *("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise", "positive", "negative"),
-    *("sentiment", "first_person", "first_person_singular", "first_person_plural"),
-    *("words", "repetition", "duplication", "perplexity"),
-)
-"""What the shipped scorers measure."""
-TRACKERS = ("wandb", "none")
 
 
 @dataclass
@@ -99,7 +92,7 @@ class VectorConfig:
     """How an emotion vector is made from contrastive pairs."""
 
     method: str = "mean_difference"
-    """mean_difference, or random: a random direction of the same length as a cell of its own."""
+    """mean_difference; random, a random direction of the same length as a cell of its own; or the dotted path of your own function."""
 
 
 @dataclass
@@ -189,6 +182,18 @@ class WorkerConfig:
 
 
 @dataclass
+class ObjectiveConfig:
+    """What sweepers that search (Optuna) are told of a cell, instead of its id."""
+
+    column: str | None = None
+    """A column of `results`, such as joy_delta or joy_beyond_random; null for sweepers that need no score."""
+    direction: str = "maximize"
+    """maximize or minimize; the sweeper must be told the same."""
+    at_most: dict[str, float] = field(default_factory=dict)
+    """Columns of `results` and their limits: a cell over one is worse than every cell within all."""
+
+
+@dataclass
 class Config:
     """One cell, and what surrounds it."""
 
@@ -223,8 +228,7 @@ class Config:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     worker: WorkerConfig = field(default_factory=WorkerConfig)
-    objective: str | None = None
-    """A column of `results` that sweepers which need scores (Optuna) receive; null returns the cell's id."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
 
 def register() -> None:

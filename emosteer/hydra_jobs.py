@@ -9,8 +9,10 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
+from emosteer.checks import given_overrides
+from emosteer.composer import Composed, files
 from emosteer.errors import EmosteerError
 from emosteer.launcher import Job
 from emosteer.planning import typed
@@ -29,30 +31,19 @@ def refusals() -> Iterator[None]:
         raise Refused(str(error)) from None
 
 
-def job(cfg: DictConfig) -> Job:
-    """A job of a composed configuration, with Hydra's part still in it; raises EmosteerError for a wrong value."""
-    config = typed(cfg)
-    overrides = tuple(OmegaConf.to_container(cfg.hydra.overrides.task) or ())
-    task = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    hydra = OmegaConf.masked_copy(cfg, ["hydra"])
-    yaml = OmegaConf.to_yaml(task)
-    folder = cfg.hydra.output_subdir
-    files = {"config.yaml": yaml}
-    if folder is not None:
-        files |= {
-            f"{folder}/config.yaml": yaml,
-            f"{folder}/hydra.yaml": OmegaConf.to_yaml(hydra),
-            f"{folder}/overrides.yaml": OmegaConf.to_yaml(cfg.hydra.overrides.task),
-        }
-    return Job(config, tuple(map(str, overrides)), files)
+def job(composed: Composed) -> Job:
+    """A job of a composed configuration; raises EmosteerError for a wrong value."""
+    overrides = tuple(given_overrides(composed.whole, "task"))
+    output_dir = Path(str(composed.whole.hydra.runtime.output_dir))
+    return Job(typed(composed.task), overrides, files(composed), output_dir)
 
 
-def with_hydra(cfg: DictConfig) -> DictConfig:
-    """A task function's configuration, with Hydra's part put back into it."""
-    whole = copy.deepcopy(cfg)
+def with_hydra(task: DictConfig) -> Composed:
+    """A task function's configuration, with Hydra's part put back to it."""
+    whole = copy.deepcopy(task)
     with open_dict(whole):
         whole.hydra = HydraConfig.get()
-    return whole
+    return Composed(whole, task)
 
 
 def sweep_directory(cfg: DictConfig) -> Path:

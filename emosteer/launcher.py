@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -18,22 +17,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import emosteer
+from emosteer.checks import SECRET, check_writable
 from emosteer.config import Config
 from emosteer.errors import EmosteerError
 from emosteer.planning import plan
 from emosteer.progress import Timed, reporting
 from emosteer.records.cell import CELL, Cell
+from emosteer.records.publish import publish_link
 from emosteer.records.store import Store
 from emosteer.records.sweep import DONE, Command, Sweep, Task
 
 if TYPE_CHECKING:
-    from emosteer.tables import Tables
+    from emosteer.worker import Bench
 
 log = logging.getLogger(__name__)
 
 MOST_CELLS = 10_000
-SECRET = re.compile(r"(key|token|secret|password)$", re.IGNORECASE)
-"""Ends of configuration keys whose values are not written down."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class Job:
     config: Config
     overrides: tuple[str, ...]
     files: dict[str, str]
+    output_dir: Path
+    """Where Hydra puts a job's own files, under the directory of the call: `hydra.sweep.dir` and `hydra.sweep.subdir`."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +60,61 @@ def open_sweep(store: str, directory: Path) -> Sweep:
     return Sweep(directory.absolute(), Store(Path(store).expanduser().absolute()))
 
 
+def check_device(device: str) -> None:
+    """Raise EmosteerError where a model is to run here on a device that this machine has not. Only a name asks torch."""
+    if device in ("auto", "cpu"):
+        return
+    from emosteer.model.language_model import choose_device
+
+    choose_device(device)
+
+
 def submit(jobs: Sequence[Job], sweep: Sweep) -> list[Cell]:
     """Turn jobs into cells and join them to a sweep; the cell of each job, in order.
 
     Raises:
         EmosteerError: a value that cannot be used, or more cells than a sweep can have. Nothing is written then.
     """
-    if len(jobs) > MOST_CELLS:
-        raise EmosteerError(f"{len(jobs)} cells: a sweep has at most {MOST_CELLS:,}; split it under several names")
-    planned = [plan(job.config, sweep.store) for job in jobs]
+    check_number_of_cells(len(jobs))
+    plans = [plan(job.config) for job in jobs]
+    check_writable("store", sweep.store.paths.root)
     tasks: dict[str, Task] = {}
-    for job, cells in zip(jobs, planned, strict=True):
-        for cell in cells:
-            files = job.files if cell.kind == CELL else {}
-            tasks.setdefault(cell.id, Task(cell, job.overrides if cell.kind == CELL else (), files))
+    texts: dict[str, Sequence[Any]] = {}
+    for job, planned in zip(jobs, plans, strict=True):
+        texts |= planned.texts
+        for cell in planned.cells:
+            is_cell = cell.kind == CELL
+            tasks.setdefault(cell.id, Task(cell, job.overrides if is_cell else (), job.files if is_cell else {}))
+    for items in texts.values():
+        sweep.store.keep_texts(items)
     config = jobs[-1].config
     sweep.add(Command(_command_line(), _settings(config), _provenance(), list(tasks.values())))
     _apply_mode(config.mode, sweep, [task.cell for task in tasks.values()])
-    return [cells[0] for cells in planned]
+    return [planned.cells[0] for planned in plans]
 
 
-def work(sweep: Sweep) -> None:
-    """Run what a sweep lacks, in this process."""
+def check_number_of_cells(number: float) -> None:
+    """Raise EmosteerError for more cells than a sweep can have."""
+    if number > MOST_CELLS:
+        raise EmosteerError(f"{number:,.0f} cells: a sweep has at most {MOST_CELLS:,}; split it under several names")
+
+
+def link_jobs(jobs: Sequence[Job], cells: Sequence[Cell], sweep: Sweep) -> None:
+    """Make each job's output directory a link to its cell in the store, where Hydra's files will be."""
+    for job, cell in zip(jobs, cells, strict=True):
+        link, target = job.output_dir, sweep.store.cell_paths(cell).directory
+        link.parent.mkdir(parents=True, exist_ok=True)
+        # Relative, so that a tree which is moved keeps them.
+        publish_link(link, os.path.relpath(target, link.parent))
+
+
+def work(sweep: Sweep, bench: Bench | None = None) -> None:
+    """Run what a sweep lacks, in this process.
+
+    Args:
+        sweep: whose cells.
+        bench: a model that an earlier call left there is used again.
+    """
     scorers = sweep.scorers()
     tasks = sweep.tasks()
     unsettled = sweep.unsettled(tasks, scorers)
@@ -98,7 +132,7 @@ def work(sweep: Sweep) -> None:
             os.environ.setdefault("GOMP_SPINCOUNT", "200000")
         from emosteer.worker import Worker
 
-        Worker(sweep, report).run()
+        Worker(sweep, report, bench).run()
         log.info("took: %s", report)
 
 
@@ -106,15 +140,6 @@ def outcomes(sweep: Sweep, cells: Sequence[Cell]) -> list[Outcome]:
     """What became of cells."""
     scorers = sweep.scorers()
     return [Outcome(cell, None if sweep.state(cell, scorers) == DONE else _why(sweep, cell)) for cell in cells]
-
-
-def objectives(tables: Tables, cells: Sequence[Cell], column: str) -> list[float]:
-    """The values of a column of `results`, for sweepers that need scores; raises EmosteerError where there is no such column."""
-    if column not in tables.results:
-        numbers = ", ".join(name for name in map(str, tables.results) if name.endswith(("_delta", "_beyond_random")))
-        raise EmosteerError(f"objective={column}: results have no such column; for example {numbers}")
-    values = tables.results.set_index("cell_id")[column]
-    return [float(values[cell.id]) for cell in cells]
 
 
 def failed_tasks(sweep: Sweep) -> list[Cell]:
@@ -152,7 +177,7 @@ def _command_line() -> list[str]:
     shown = []
     for argument in [Path(sys.argv[0]).name, *sys.argv[1:]]:
         key, equals, _ = argument.partition("=")
-        shown.append(f"{key}=***" if equals and SECRET.search(key) else argument)
+        shown.append(f"{key}=***" if equals and SECRET.search(key.rpartition(".")[2]) else argument)
     return shown
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from omegaconf import DictConfig
 
 from emosteer.config import register
 from emosteer.hydra_jobs import Refused, job, refusals, sweep_directory, with_hydra
+from emosteer.one_line import one_line
 
 INTERRUPTED = 130
+FULL_ERROR = "HYDRA_FULL_ERROR"
 
 register()
 
@@ -21,37 +25,49 @@ register()
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def run(cfg: DictConfig) -> str | float:
     """Run one cell: by itself, or as a job of one of Hydra's own launchers. Returns its id, or its objective."""
-    from emosteer.launcher import failed_tasks, objectives, open_sweep, outcomes, submit, work
+    from emosteer.launcher import check_device, failed_tasks, open_sweep, outcomes, submit, work
 
     hydra_config = HydraConfig.get()
     with refusals():
-        whole = with_hydra(cfg)
-        one = job(whole)
+        composed = with_hydra(cfg)
         is_single = hydra_config.mode == RunMode.RUN
-        directory = Path(hydra_config.run.dir) if is_single else sweep_directory(whole)
-        sweep = open_sweep(one.config.store, directory)
-        cells = submit([one], sweep)
+        # Paths mean what they meant where the command was given, also with hydra.job.chdir.
+        with contextlib.chdir(hydra_config.runtime.cwd):
+            one = job(composed)
+            check_device(one.config.model.device)
+            directory = Path(hydra_config.run.dir) if is_single else sweep_directory(composed.whole)
+            sweep = open_sweep(one.config.store, directory)
+            cells = submit([one], sweep)
         work(sweep)
         # After the work: a wrong value is refused without waiting for pandas and matplotlib.
         from emosteer.finaliser import finalise
+        from emosteer.objective import objective_values
         from emosteer.tables import build
 
         tables = finalise(sweep) if is_single else build(sweep)
         outcome = outcomes(sweep, cells)[0]
         if outcome.error:
-            raise Refused(f"{outcome.cell.id} failed: {outcome.error}\nsee {sweep.paths.failure(outcome.cell.id)}")
+            raise Refused(f"{outcome.cell.id} failed: {outcome.error}; see {sweep.paths.failure(outcome.cell.id)}")
         if is_single and (failed := failed_tasks(sweep)):
             raise Refused(f"{len(failed)} cells failed; see {sweep.paths.failures}")
-        return objectives(tables, cells, one.config.objective)[0] if one.config.objective else outcome.cell.id
+        return objective_values(tables, cells, one.config.objective)[0]
 
 
 def main() -> None:
-    """Entry point of the command."""
+    """Entry point of the command: errors for the user in one line, all others as Python shows them."""
+    # Without it Hydra prints several lines, and leaves; with it, what it raises comes here.
+    is_full = os.environ.get(FULL_ERROR) == "1"
+    os.environ[FULL_ERROR] = "1"
     try:
         run()
     except KeyboardInterrupt:
         print("\nInterrupted. Finished cells are kept: the same command goes on from there.", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        line = one_line(error)
+        if is_full or line is None:
+            raise
+        sys.exit(line)
 
 
 if __name__ == "__main__":

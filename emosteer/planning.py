@@ -2,152 +2,116 @@
 
 from __future__ import annotations
 
-import math
-import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from emosteer.config import (
-    METRICS,
-    MODES,
-    SCOPES,
-    SITES,
-    TRACKERS,
-    TRACKING_MODES,
-    UNITS,
-    VECTOR_METHODS,
-    Config,
-    ModelConfig,
-    PairConfig,
-    PromptsConfig,
+from emosteer.checks import check_ids_hold_no_hydra_values, check_known_keys, check_values, leaves
+from emosteer.config import Config, ModelConfig, PairConfig, PromptsConfig
+from emosteer.datasets import (
+    SHIPPED,
+    digest,
+    load_contrastive_pairs,
+    load_diagnostic_pairs,
+    load_neutral_texts,
+    load_prompts,
 )
-from emosteer.datasets import SHIPPED, load_contrastive_pairs, load_diagnostic_pairs, load_neutral_texts, load_prompts
+from emosteer.dotted import find_function, version_of
 from emosteer.errors import EmosteerError
-from emosteer.model.source import find, resolve_layers
+from emosteer.model.context_length import check_prompts_fit
+from emosteer.model.source import ModelSource, find, resolve_layers
+from emosteer.one_line import one_line
 from emosteer.records.cell import ATTRIBUTION, CELL, AttributionSpec, Cell, ModelSpec, PairSpec, VectorSpec
-from emosteer.scoring.scorer import find_scorers
-
-if TYPE_CHECKING:
-    from emosteer.records.store import Store
-
-NAME = re.compile(r"[^\W.](?:[\w .+=,@-]*[^\W.])?")
 
 OWN_DIRECTION = -1
 """Index of the random direction of a cell (`vector=random`); its controls count from 0, and must be others."""
 
 
-def typed(cfg: DictConfig) -> Config:
-    """The configuration as typed objects; raises EmosteerError where a value is missing."""
-    plain = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration asks for."""
+
+    cells: list[Cell]
+    """The cell, and what goes with it: baseline, controls, attribution."""
+    texts: dict[str, Sequence[Any]]
+    """What a worker will read, by digest, as it is now."""
+
+
+def typed(task: DictConfig) -> Config:
+    """The configuration as typed objects.
+
+    Args:
+        task: a composed configuration without Hydra's part.
+
+    Raises:
+        EmosteerError: a value that is missing, unknown, or would tie a cell's id to Hydra's runtime.
+    """
+    plain = OmegaConf.to_container(task, resolve=False)
+    assert isinstance(plain, dict)
+    check_ids_hold_no_hydra_values(plain)
+    check_known_keys(plain)
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), plain))
+        whole = _with_schema(task)
+        if missing := [key for key, value in leaves(plain) if value == MISSING]:
+            raise EmosteerError(f"{', '.join(missing)}: missing; give {' '.join(f'{key}=...' for key in missing)}")
+        config = OmegaConf.to_object(whole)
     except OmegaConfBaseException as error:
-        raise EmosteerError(str(error).splitlines()[0]) from None
+        raise EmosteerError(one_line(error)) from None
     assert isinstance(config, Config)
     return config
 
 
-def check_sweep_name(name: str) -> str:
-    """The name itself; raises EmosteerError unless it is one component of a path."""
-    if not NAME.fullmatch(name):
-        raise EmosteerError(f"name={name}: one path component of letters, digits, - and _, without slashes or dots at its ends")
-    return name
+def _with_schema(task: DictConfig) -> DictConfig:
+    """The configuration with its types, and with defaults for keys that were deleted."""
+    names = [f.name for f in fields(Config)]
+    if OmegaConf.get_type(task) is Config and all(name in task for name in names):
+        return task
+    own = OmegaConf.masked_copy(task, [name for name in names if name in task])
+    whole = OmegaConf.merge(OmegaConf.structured(Config), own)
+    assert isinstance(whole, DictConfig)
+    # Keys of the user's own: others may refer to them.
+    OmegaConf.set_struct(whole, False)
+    whole.merge_with(task)
+    return whole
 
 
-def plan(config: Config, store: Store) -> list[Cell]:
-    """The cell that a configuration asks for, and what goes with it: baseline, controls, attribution. The cell comes first.
+def plan(config: Config) -> Plan:
+    """The tasks that a configuration asks for; nothing is written.
 
     Raises:
         EmosteerError: a value or data file that cannot be used.
     """
-    _check_values(config)
-    cell = _cell(config, store)
+    check_values(config)
+    texts: dict[str, Sequence[Any]] = {}
+    cell = _cell(config, texts)
     attribution = [Cell(ATTRIBUTION, cell.model, pair=cell.pair, attribution=cell.attribution)] if cell.attribution else []
     controls = [cell.control(index) for index in range(config.controls.random)] if cell.coefficient != 0 else []
-    return [cell, cell.baseline(), *controls, *attribution]
+    return Plan([cell, cell.baseline(), *controls, *attribution], texts)
 
 
-def _check_values(config: Config) -> None:
-    check_sweep_name(config.name)
-    for key, value, valid in (
-        ("mode", config.mode, MODES),
-        ("scope", config.scope, SCOPES),
-        ("site", config.site, SITES),
-        ("coefficient_unit", config.coefficient_unit, UNITS),
-        ("vector.method", config.vector.method, VECTOR_METHODS),
-        ("tracking.name", config.tracking.name, TRACKERS),
-        ("tracking.mode", config.tracking.mode, TRACKING_MODES),
-        ("attribution.method", config.attribution.method, ("attribution_patching", "none")),
-        ("tracking", config.tracking.name, TRACKERS),
-    ):
-        if value not in valid:
-            raise EmosteerError(f"{key}={value}: choose one of {', '.join(valid)}")
-    if not math.isfinite(config.coefficient):
-        raise EmosteerError(f"coefficient={config.coefficient}: give a finite number, such as 0.2")
-    for key, number, least in (
-        ("generation.max_new_tokens", config.generation.max_new_tokens, 1),
-        ("generation.min_new_tokens", config.generation.min_new_tokens, 0),
-        ("generation.n_samples", config.generation.n_samples, 1),
-        ("controls.random", config.controls.random, 0),
-        ("attribution.blocks", config.attribution.blocks, 1),
-        ("attribution.steps", config.attribution.steps, 1),
-        ("statistics.n_resamples", config.statistics.n_resamples, 1),
-        ("worker.cells_per_claim", config.worker.cells_per_claim, 1),
-        ("engine.batch_rows", config.engine.batch_rows, 1),
-        ("engine.threads", config.engine.threads, 1),
-    ):
-        if number is not None and number < least:
-            raise EmosteerError(f"{key}={number}: give a whole number of at least {least}")
-    _check_generation(config)
-    _check_primary(config.pair.primary, [scorer.target for scorer in find_scorers(config.scorers)])
-
-
-def _check_generation(config: Config) -> None:
-    generation = config.generation
-    if generation.n_samples > 1 and not generation.do_sample:
-        raise EmosteerError(f"generation.n_samples={generation.n_samples} gives equal replies: add generation.do_sample=true")
-    if generation.min_new_tokens > generation.max_new_tokens:
-        raise EmosteerError(f"generation.min_new_tokens={generation.min_new_tokens} is more than max_new_tokens")
-    if not generation.temperature > 0 or not math.isfinite(generation.temperature):
-        raise EmosteerError(f"generation.temperature={generation.temperature}: give a number above 0")
-    if not 0 < generation.top_p <= 1:
-        raise EmosteerError(f"generation.top_p={generation.top_p}: give a number above 0 and at most 1")
-    if not 0 < config.statistics.confidence < 1:
-        raise EmosteerError(f"statistics.confidence={config.statistics.confidence}: give a number between 0 and 1")
-    if not config.worker.lease_seconds > 0:
-        raise EmosteerError(f"worker.lease_seconds={config.worker.lease_seconds}: give a number above 0")
-
-
-def _check_primary(primary: str, scorers: list[str]) -> None:
-    # What a scorer of the user's measures is known when it has run.
-    if primary not in METRICS and all(scorer.startswith("emosteer.") for scorer in scorers):
-        raise EmosteerError(f"pair.primary={primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
-
-
-def _cell(config: Config, store: Store) -> Cell:
-    model = _model_spec(_frozen(config.model))
+def _cell(config: Config, texts: dict[str, Sequence[Any]]) -> Cell:
+    source = _source(_frozen(config.model))
     layer = OmegaConf.to_container(config.layer) if OmegaConf.is_config(config.layer) else config.layer
-    layers = resolve_layers(layer, model.n_blocks, config.model.name)
+    layers = resolve_layers(layer, source.n_blocks, config.model.name)
     uses_attribution = config.attribution.method != "none"
-    pair = _pair_spec(config.pair, store, uses_attribution)
+    pair = _pair_spec(config.pair, texts, uses_attribution)
     if layers is None and not uses_attribution:
         raise EmosteerError("layer=auto takes the blocks that attribution finds: give a layer, or leave attribution on")
-    random = config.vector.method == "random"
-    vector = VectorSpec("random", seed=config.seed, index=OWN_DIRECTION) if random else VectorSpec(config.vector.method, pair.texts)
     return Cell(
         kind=CELL,
-        model=model,
+        model=ModelSpec(config.model, source.fingerprint, source.n_blocks),
         seed=config.seed,
-        prompts=_keep(store, "prompts", _path(config.prompts, "prompts"), config.prompts.limit),
+        prompts=_prompts(config, source, texts),
         prompts_name=config.prompts.name,
         generation=config.generation,
         pair=pair,
-        vector=vector,
-        neutral=_keep(store, "neutral", SHIPPED / "neutral" / "neutral.jsonl"),
+        vector=_vector_spec(config, pair),
+        neutral=_read(texts, "neutral", SHIPPED / "neutral" / "neutral.jsonl"),
         layers=layers,
         coefficient=float(config.coefficient),
         coefficient_unit=config.coefficient_unit,
@@ -157,8 +121,23 @@ def _cell(config: Config, store: Store) -> Cell:
     )
 
 
-def _pair_spec(pair: PairConfig, store: Store, uses_attribution: bool) -> PairSpec:
-    diagnostics = Path(pair.diagnostics) if pair.diagnostics else SHIPPED / "diagnostics" / f"{pair.name}.jsonl"
+def _vector_spec(config: Config, pair: PairSpec) -> VectorSpec:
+    method = config.vector.method
+    if method == "random":
+        return VectorSpec(method, seed=config.seed, index=OWN_DIRECTION)
+    version = version_of(find_function("vector.method", method)) if "." in method else 1
+    return VectorSpec(method, pair.texts, version=version)
+
+
+def _prompts(config: Config, source: ModelSource, texts: dict[str, Sequence[Any]]) -> str:
+    path, limit = _path(config.prompts, "prompts"), config.prompts.limit
+    key = _read(texts, "prompts", path, limit)
+    _check_fit_once(source, config.model.name, path, limit, _stamp(path), config.generation.max_new_tokens)
+    return key
+
+
+def _pair_spec(pair: PairConfig, texts: dict[str, Sequence[Any]], uses_attribution: bool) -> PairSpec:
+    diagnostics = Path(pair.diagnostics).expanduser() if pair.diagnostics else SHIPPED / "diagnostics" / f"{pair.name}.jsonl"
     if uses_attribution and not pair.diagnostics and not diagnostics.exists():
         raise EmosteerError(
             f"pair={pair.name}: no diagnostic pairs are shipped for it; give pair.diagnostics=FILE, or set attribution=none"
@@ -168,8 +147,8 @@ def _pair_spec(pair: PairConfig, store: Store, uses_attribution: bool) -> PairSp
         pair.target,
         pair.counterpart,
         pair.primary,
-        texts=_keep(store, "pairs", _path(pair, "pairs")),
-        diagnostics=_keep(store, "diagnostics", diagnostics) if uses_attribution else "",
+        texts=_read(texts, "pairs", _path(pair, "pairs")),
+        diagnostics=_read(texts, "diagnostics", diagnostics) if uses_attribution else "",
     )
 
 
@@ -190,20 +169,33 @@ LOADERS: dict[str, Any] = {
 }
 
 
-def _keep(store: Store, kind: str, path: Path, limit: int | None = None) -> str:
-    """Keep a data file's texts in the store as they are now; their digest."""
-    try:
-        state = path.stat()
-    except OSError:
-        state = None
-    stamp = (state.st_mtime_ns, state.st_size) if state else None
-    return _keep_once(store, kind, path, limit, stamp)
+def _read(texts: dict[str, Sequence[Any]], kind: str, path: Path, limit: int | None = None) -> str:
+    """Add a data file's texts, as they are now; their digest."""
+    key, items = _read_once(kind, path, limit, _stamp(path))
+    texts[key] = items
+    return key
 
 
 @lru_cache(maxsize=256)
-def _keep_once(store: Store, kind: str, path: Path, limit: int | None, _stamp: tuple[int, int] | None) -> str:
+def _read_once(kind: str, path: Path, limit: int | None, _state: tuple[int, int] | None) -> tuple[str, Sequence[Any]]:
     items = load_prompts(path, limit) if kind == "prompts" else LOADERS[kind](path)
-    return store.keep_texts(items)
+    return digest(items), items
+
+
+@lru_cache(maxsize=256)
+def _check_fit_once(
+    source: ModelSource, model_name: str, path: Path, limit: int | None, state: tuple[int, int] | None, max_new_tokens: int
+) -> None:
+    _, prompts = _read_once("prompts", path, limit, state)
+    check_prompts_fit(source, model_name, prompts, max_new_tokens, str(path))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_mtime_ns, state.st_size
 
 
 def _frozen(model: ModelConfig) -> tuple[tuple[str, Any], ...]:
@@ -211,7 +203,5 @@ def _frozen(model: ModelConfig) -> tuple[tuple[str, Any], ...]:
 
 
 @lru_cache(maxsize=64)
-def _model_spec(fields: tuple[tuple[str, Any], ...]) -> ModelSpec:
-    config = ModelConfig(**dict(fields))
-    source = find(config)
-    return ModelSpec(config, source.fingerprint, source.n_blocks)
+def _source(fields: tuple[tuple[str, Any], ...]) -> ModelSource:
+    return find(ModelConfig(**dict(fields)))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from emosteer.datasets import ContrastivePair, NeutralText
+from emosteer.dotted import find_function
 from emosteer.errors import EmosteerError
 from emosteer.model.capture import capture
 from emosteer.model.dialogue import Reading
@@ -83,11 +84,18 @@ def emotion_vector(
     """Build an emotion vector by a named method.
 
     Raises:
-        EmosteerError: unknown method, or a vector that is not finite or has no length at some block.
+        EmosteerError: unknown method, or a vector of another shape, not finite, or without length at some block.
     """
-    if method not in METHODS:
-        raise EmosteerError(f"vector.method={method}: choose one of {', '.join((*METHODS, 'random'))}")
-    return checked(EmotionVector(METHODS[method](model, pairs, site), residual_norm))
+    return checked(EmotionVector(find_method(method)(model, pairs, site), residual_norm))
+
+
+def find_method(name: str) -> Method:
+    """The method of a name in `METHODS`, or at a dotted path; raises EmosteerError where there is none."""
+    if name in METHODS:
+        return METHODS[name]
+    if "." not in name:
+        raise EmosteerError(f"vector.method={name}: choose one of {', '.join((*METHODS, 'random'))}, or give a dotted path")
+    return find_function("vector.method", name)
 
 
 def checked(vector: EmotionVector) -> EmotionVector:

@@ -56,7 +56,13 @@ class _Loaded:
     key: str
     model: LanguageModel
     engine: Engine
-    resources: Resources
+
+
+@dataclass
+class Bench:
+    """What stays when a worker has done its work: the model, for the next worker of this process."""
+
+    loaded: _Loaded | None = None
 
 
 class Worker:
@@ -65,9 +71,10 @@ class Worker:
     Args:
         sweep: whose cells; others may work on it at the same time.
         report: is told of the progress.
+        bench: holds the model that an earlier worker of this process has loaded, and this one's afterwards.
     """
 
-    def __init__(self, sweep: Sweep, report: Reporter | None = None) -> None:
+    def __init__(self, sweep: Sweep, report: Reporter | None = None, bench: Bench | None = None) -> None:
         self.sweep, self.store = sweep, sweep.store
         self.report: Reporter = report or Silent()
         settings = sweep.settings()
@@ -75,7 +82,8 @@ class Worker:
         self.scorers = sweep.scorers()
         self.claims = Claims(self.store.paths.claims, float(settings["worker"]["lease_seconds"]))
         self.leases: dict[str, Lease] = {}
-        self._loaded: _Loaded | None = None
+        self.bench = bench or Bench()
+        self._resources: Resources | None = None
         self._told = 0
         torch.set_num_threads(int(settings["engine"]["threads"] or free_cores()))
 
@@ -107,7 +115,7 @@ class Worker:
         by_model: dict[str, list[Task]] = defaultdict(list)
         for task in unsettled:
             by_model[_model_key(task.cell.model)].append(task)
-        at_hand = self._loaded.key if self._loaded else None
+        at_hand = self.bench.loaded.key if self.bench.loaded else None
         for key in sorted(by_model, key=lambda key: key != at_hand):
             claimed: list[Task] = []
             for task in sorted(by_model[key], key=_order):
@@ -144,8 +152,8 @@ class Worker:
         self._release(tasks)
 
     def _load(self, spec: ModelSpec) -> _Loaded:
-        if self._loaded is None or self._loaded.key != _model_key(spec):
-            self._loaded = None  # frees the last one's memory first
+        if self.bench.loaded is None or self.bench.loaded.key != _model_key(spec):
+            self.bench.loaded = self._resources = None  # frees the last one's memory first
             self.report.stage(f"loading {spec.config.name}")
             source = find(spec.config)
             if source.fingerprint != spec.fingerprint:
@@ -156,14 +164,19 @@ class Worker:
             log.info("%s on %s, %s, %d blocks", model.name, model.device, model.dtype, model.n_blocks)
             batch_rows = self.settings["engine"]["batch_rows"]
             engine = Engine(model, int(batch_rows) if batch_rows else None)
-            self._loaded = _Loaded(_model_key(spec), model, engine, Resources(self.store, self.claims, model))
-        return self._loaded
+            self.bench.loaded = _Loaded(_model_key(spec), model, engine)
+        return self.bench.loaded
+
+    def _resources_of(self, loaded: _Loaded) -> Resources:
+        if self._resources is None or self._resources.model is not loaded.model:
+            self._resources = Resources(self.store, self.claims, loaded.model)
+        return self._resources
 
     def _attribute(self, loaded: _Loaded, task: Task) -> None:
         pair = task.cell.pair.name if task.cell.pair else "pair"
         self.report.stage(f"attribution patching of {pair}")
         try:
-            loaded.resources.attribution(task.cell)
+            self._resources_of(loaded).attribution(task.cell)
         except OSError:
             raise
         except Exception as error:
@@ -186,7 +199,7 @@ class Worker:
 
     def _prepare(self, loaded: _Loaded, task: Task) -> _Prepared:
         cell = task.cell
-        steering, resolved = loaded.resources.steering(cell)
+        steering, resolved = self._resources_of(loaded).steering(cell)
         g = cell.generation
         decoding = Decoding(g.max_new_tokens, g.min_new_tokens, g.do_sample, g.temperature, g.top_p)
         rows = [(prompt, sample) for prompt in self.store.prompts(cell.prompts) for sample in range(g.n_samples)]

@@ -15,7 +15,7 @@ from emosteer.config import ModelConfig
 from emosteer.errors import EmosteerError
 from emosteer.model.anatomy import Anatomy, dissect
 from emosteer.model.dialogue import OPENING, Dialogue
-from emosteer.model.source import ModelSource, cache_dir, find
+from emosteer.model.source import ModelSource, converted_dir, find
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -125,7 +125,7 @@ def _load_quietly(config: ModelConfig, location: str, options: dict[str, Any]) -
 
 def _from_gguf(config: ModelConfig, source: ModelSource) -> tuple[Any, Any]:
     """Load a GGUF file by way of a converted copy: dequantising takes 20 seconds, loading the copy one."""
-    converted = cache_dir() / "models" / source.fingerprint.removeprefix("sha256:")
+    converted = converted_dir(source)
     if (converted / "config.json").exists():
         return _load_quietly(config, str(converted), {})
     log.info("converting %s to safetensors, once", source.gguf_file)

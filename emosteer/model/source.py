@@ -22,6 +22,10 @@ from emosteer.errors import EmosteerError
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 BLOCK_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+MOST_HEADER = 100_000_000
+"""Bytes of a safetensors file's head: the format allows no more."""
+GGUF_COUNTS = (".block_count", ".context_length")
+CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -37,11 +41,18 @@ class ModelSource:
     fingerprint: str
     """`sha256:...` of a directory's files, or `hub:<id>@<commit>`."""
     n_blocks: int
+    context: int | None = None
+    """Tokens that fit into prompt and reply; None where the model does not say."""
 
 
 def cache_dir() -> Path:
     """Where converted weights and remembered hashes are kept: `EMOSTEER_CACHE`, else the user's cache directory."""
     return Path(os.environ.get("EMOSTEER_CACHE") or user_cache_path("emosteer"))
+
+
+def converted_dir(source: ModelSource) -> Path:
+    """Where the safetensors copy of a GGUF file is kept."""
+    return cache_dir() / "models" / source.fingerprint.removeprefix("sha256:")
 
 
 def find(model: ModelConfig) -> ModelSource:
@@ -111,7 +122,7 @@ def _local(directory: Path, model: ModelConfig) -> ModelSource:
         raise EmosteerError(f"model.path={directory}: no weights there ({wanted}); give a directory that holds them")
     matters = [path for path in files if path.suffix in (*WEIGHTS, ".json", ".jinja", ".model", ".txt")]
     facts = _remembered_facts(matters)
-    return ModelSource(str(directory), model.gguf_file, None, f"sha256:{facts['sha256']}", int(facts["n_blocks"]))
+    return ModelSource(str(directory), model.gguf_file, None, f"sha256:{facts['sha256']}", facts["n_blocks"], facts["context"])
 
 
 def _hub(model: ModelConfig) -> ModelSource:
@@ -124,7 +135,7 @@ def _hub(model: ModelConfig) -> ModelSource:
         reason = str(error).strip().splitlines()[0]
         raise EmosteerError(_not_found(model, reason)) from None
     commit = config.parent.name
-    return ModelSource(model.path, None, commit, f"hub:{model.path}@{commit}", _config_blocks(config))
+    return ModelSource(model.path, None, commit, f"hub:{model.path}@{commit}", *_config_facts(config))
 
 
 def _not_found(model: ModelConfig, reason: str) -> str:
@@ -134,39 +145,78 @@ def _not_found(model: ModelConfig, reason: str) -> str:
     return f"model.path={model.path}: no such directory, and the hub does not give it ({reason})"
 
 
-def _config_blocks(path: Path) -> int:
+def _config_facts(path: Path) -> tuple[int, int | None]:
+    """Number of blocks, and context, by a model's config.json."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EmosteerError(f"{path}: not a model's config.json ({error})") from None
-    for part in (config, config.get("text_config") or {}):
-        for key in BLOCK_COUNTS:
-            if isinstance(part.get(key), int):
-                return int(part[key])
-    raise EmosteerError(f"{path}: says no number of blocks (none of {', '.join(BLOCK_COUNTS)})")
+    if not isinstance(config, dict):
+        raise EmosteerError(f"{path}: not a model's config.json (no JSON object)")
+    parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
+    n_blocks, context = (_first_count(parts, keys) for keys in (BLOCK_COUNTS, CONTEXTS))
+    if n_blocks is None:
+        raise EmosteerError(f"{path}: says no number of blocks (none of {', '.join(BLOCK_COUNTS)})")
+    return n_blocks, context
 
 
-def _gguf_blocks(path: Path) -> int:
+def _first_count(parts: list[dict[str, Any]], keys: tuple[str, ...]) -> int | None:
+    found = [part[key] for part in parts for key in keys if isinstance(part.get(key), int) and part[key] > 0]
+    return found[0] if found else None
+
+
+def _gguf_facts(path: Path) -> tuple[int, int | None]:
+    """Number of blocks, and context, by a GGUF file's head."""
     from gguf import GGUFReader
 
-    reader = GGUFReader(path)
-    for name, value in reader.fields.items():
-        if name.endswith(".block_count"):
-            return int(value.contents())
-    raise EmosteerError(f"{path}: says no block count")
+    try:
+        fields = GGUFReader(path).fields
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise EmosteerError(f"{path}: not a GGUF file, or a damaged one ({error}); fetch it again") from None
+    counts = {name.rpartition(".")[2]: int(value.contents()) for name, value in fields.items() if name.endswith(GGUF_COUNTS)}
+    if "block_count" not in counts:
+        raise EmosteerError(f"{path}: says no block count")
+    return counts["block_count"], counts.get("context_length")
 
 
 def _remembered_facts(files: list[Path]) -> dict[str, Any]:
-    """Hash and number of blocks, remembered by the files' paths, sizes and times: large weights take a minute to read."""
+    """Hash, number of blocks and context, remembered by the files' paths, sizes and times: large weights take a minute to read."""
     state = hashlib.sha256(repr([(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in files]).encode())
     memory = cache_dir() / "models" / f"{state.hexdigest()[:32]}.json"
     try:
         facts = json.loads(memory.read_text(encoding="utf-8"))
-        return {"sha256": str(facts["sha256"]), "n_blocks": int(facts["n_blocks"])}
+        context = facts["context"]
+        return {
+            "sha256": str(facts["sha256"]),
+            "n_blocks": int(facts["n_blocks"]),
+            "context": None if context is None else int(context),
+        }
     except (OSError, ValueError, KeyError, TypeError):
-        facts = {"sha256": _digest(files), "n_blocks": _count_blocks(files)}
+        for path in files:
+            check_safetensors(path)
+        n_blocks, context = _facts(files)
+        facts = {"sha256": _digest(files), "n_blocks": n_blocks, "context": context}
     _remember(memory, json.dumps(facts))
     return facts
+
+
+def check_safetensors(path: Path) -> None:
+    """Raise EmosteerError for a safetensors file whose head is damaged, or whose end is missing; others pass."""
+    if path.suffix != ".safetensors":
+        return
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > MOST_HEADER:
+                raise ValueError("a head of impossible length")
+            head = json.loads(file.read(length))
+        ends = [tensor["data_offsets"][1] for name, tensor in head.items() if name != "__metadata__"]
+        if path.stat().st_size != 8 + length + max(ends, default=0):
+            raise ValueError(f"{path.stat().st_size:,} bytes instead of {8 + length + max(ends, default=0):,}")
+    except OSError as error:
+        raise EmosteerError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise EmosteerError(f"{path}: a damaged safetensors file ({error}); fetch or save the model again") from None
 
 
 def _digest(files: list[Path]) -> str:
@@ -178,9 +228,9 @@ def _digest(files: list[Path]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _count_blocks(files: list[Path]) -> int:
+def _facts(files: list[Path]) -> tuple[int, int | None]:
     gguf = [path for path in files if path.suffix == ".gguf"]
-    return _gguf_blocks(gguf[0]) if len(files) == len(gguf) else _config_blocks(files[0].with_name("config.json"))
+    return _gguf_facts(gguf[0]) if len(files) == len(gguf) else _config_facts(files[0].with_name("config.json"))
 
 
 def _remember(memory: Path, text: str) -> None:

@@ -65,6 +65,8 @@ class VectorSpec:
     """Of a random direction: the vector id whose lengths it has, where coefficients are raw; else it has unit length."""
     like_method: str = ""
     """How that vector comes about, from the same `texts`."""
+    version: int = 1
+    """Of a method of the user's own (or, for a random direction, of `like_method`)."""
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,10 @@ class Cell:
         """This cell with a random direction of the same length; shared by all pairs at a layer and coefficient."""
         assert self.vector is not None
         raw, chosen = self.coefficient_unit == "raw", self.layers is None
+        own = self.vector
         random = VectorSpec("random", seed=self.seed, index=index)
         if raw:
-            random = dataclasses.replace(random, like=self.vector_id, like_method=self.vector.method, texts=self.vector.texts)
+            random = dataclasses.replace(random, like=self.vector_id, like_method=own.method, texts=own.texts, version=own.version)
         return dataclasses.replace(
             self,
             kind=CONTROL,
@@ -163,7 +166,9 @@ class Cell:
     def like(self) -> Cell:
         """Of a control with raw coefficients: a cell whose vector has the lengths that this one's shall have."""
         assert self.vector is not None
-        return dataclasses.replace(self, kind=CELL, vector=VectorSpec(self.vector.like_method, self.vector.texts))
+        return dataclasses.replace(
+            self, kind=CELL, vector=VectorSpec(self.vector.like_method, self.vector.texts, version=self.vector.version)
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads back to an equal cell."""

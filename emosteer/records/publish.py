@@ -58,6 +58,15 @@ def publish_directory(path: Path, write: Callable[[Path], None]) -> bool:
     return True
 
 
+def publish_link(path: Path, target: str) -> None:
+    """Put a symbolic link in its place at once, over an older link; what is no link stays."""
+    if path.exists() and not path.is_symlink():
+        return
+    temporary = _temporary(path)
+    temporary.symlink_to(target)
+    temporary.replace(path)
+
+
 def read_json(path: Path) -> Any:
     """The JSON in a file, None where there is no such file; raises ValueError where it is damaged."""
     try:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import inspect
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from emosteer.dotted import find_function, version_of
 from emosteer.errors import EmosteerError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Scorer:
     @property
     def version(self) -> int:
         """Of the function; 1 where it says nothing."""
-        return int(getattr(self.function, "version", 1))
+        return version_of(self.function)
 
     @property
     def key(self) -> str:
@@ -91,16 +91,8 @@ def find_scorers(config: Mapping[str, Mapping[str, Any]]) -> list[Scorer]:
 
 def _find_scorer(name: str, entry: dict[str, Any]) -> Scorer:
     target = entry.pop("_target_", None)
-    if not isinstance(target, str) or "." not in target:
-        raise EmosteerError(f"scorers.{name}._target_={target}: give the dotted path of a function, such as my_module.{name}")
-    module, _, attribute = target.rpartition(".")
-    try:
-        function = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise EmosteerError(f"scorers.{name}._target_={target}: {error}; is its directory on PYTHONPATH?") from None
-    if not callable(function):
-        raise EmosteerError(f"scorers.{name}._target_={target} is no function")
-    scorer = Scorer(name, function, entry, target)
+    function = find_function(f"scorers.{name}._target_", target)
+    scorer = Scorer(name, function, entry, str(target))
     try:
         inspect.signature(function).bind([], **entry, **({"context": None} if scorer.needs_model else {}))
     except TypeError as error:

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.utils import JobReturn, JobStatus, configure_log, filter_overrides, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, env_override, setup_globals
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 if TYPE_CHECKING:
+    from emosteer.composer import Composer
     from emosteer.launcher import Outcome
+    from emosteer.worker import Bench
 
 
 @dataclass
@@ -35,70 +37,94 @@ class LocalLauncher(Launcher):
         self.config: DictConfig | None = None
         self.hydra_context: HydraContext | None = None
         self.task_function: TaskFunction | None = None
+        self.composer: Composer | None = None
+        self.bench: Bench | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Remember what Hydra gives."""
+        from emosteer.composer import Composer
+
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        self.composer = Composer(hydra_context.config_loader, config)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run one cell per list of overrides; its id is the job's value, or the declared objective."""
+        """Run one cell per list of overrides; its id is the job's value, or the declared objective.
+
+        A sweeper that searches calls this again and again: the model stays loaded between the calls.
+        """
         from emosteer.hydra_jobs import job, refusals, sweep_directory
-        from emosteer.launcher import objectives, open_sweep, outcomes, submit, work
+        from emosteer.launcher import check_device, check_number_of_cells, link_jobs, open_sweep, outcomes, submit, work
 
         setup_globals()
         assert self.config is not None
+        assert self.composer is not None
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        configs = [self._compose(overrides, initial_job_idx + i) for i, overrides in enumerate(job_overrides)]
         with refusals():
-            jobs = [job(config) for config in configs]
+            check_number_of_cells(len(job_overrides))
+            jobs = [job(self.composer.compose(overrides, initial_job_idx + i)) for i, overrides in enumerate(job_overrides)]
+            for device in {one.config.model.device for one in jobs}:
+                check_device(device)
             sweep = open_sweep(jobs[0].config.store, sweep_directory(self.config))
             cells = submit(jobs, sweep)
-            self._notify_start(configs)
-            work(sweep)
-            # After the work: a wrong value is refused without waiting for pandas and matplotlib.
-            from emosteer.finaliser import finalise
+            link_jobs(jobs, cells, sweep)
+        self._notify_start(job_overrides, initial_job_idx)
+        with refusals(), env_override(self.config.hydra.job.env_set):
+            work(sweep, self._bench())
+            # After the work: a wrong value is refused without waiting for pandas.
+            from emosteer.objective import objective_values
             from emosteer.tables import build
 
             found = outcomes(sweep, cells)
-            column = jobs[0].config.objective
-            values: Sequence[str | float] = objectives(build(sweep), cells, column) if column else [cell.id for cell in cells]
-            if any(outcome.error for outcome in found):
-                # Hydra will raise the first failure and leave; the others' results are built before that.
-                finalise(sweep)
-        returns = [self._job_return(c, o, v) for c, o, v in zip(configs, found, values, strict=True)]
-        self._notify_end(configs, returns)
+            objective = jobs[0].config.objective
+            values: Sequence[str | float] = [cell.id for cell in cells]
+            if objective.column is not None:
+                values = objective_values(build(sweep), cells, objective)
+        returns = [
+            self._job_return(overrides, outcome, value)
+            for overrides, outcome, value in zip(job_overrides, found, values, strict=True)
+        ]
+        self._notify_end(job_overrides, initial_job_idx, returns)
         return returns
 
-    def _compose(self, overrides: Sequence[str], number: int) -> DictConfig:
-        assert self.hydra_context is not None
-        assert self.config is not None
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = str(number)
-            config.hydra.job.num = number
-            config.hydra.runtime.output_dir = str(config.hydra.sweep.dir)
-        return config
+    def _bench(self) -> "Bench":
+        if self.bench is None:
+            from emosteer.worker import Bench
 
-    def _notify_start(self, configs: Sequence[DictConfig]) -> None:
+            self.bench = Bench()
+        return self.bench
+
+    def _notify_start(self, job_overrides: Sequence[Sequence[str]], first: int) -> None:
         assert self.hydra_context is not None
         assert self.task_function is not None
-        for config in configs:
+        assert self.composer is not None
+        for i, overrides in enumerate(job_overrides if self._has_listeners() else ()):
+            config = self.composer.compose(overrides, first + i).whole
             self.hydra_context.callbacks.on_job_start(config=config, task_function=self.task_function)
 
-    def _notify_end(self, configs: Sequence[DictConfig], returns: Sequence[JobReturn]) -> None:
+    def _notify_end(self, job_overrides: Sequence[Sequence[str]], first: int, returns: Sequence[JobReturn]) -> None:
         assert self.hydra_context is not None
-        for config, returned in zip(configs, returns, strict=True):
-            self.hydra_context.callbacks.on_job_end(config=config, job_return=returned)
+        assert self.composer is not None
+        for i, overrides in enumerate(job_overrides if self._has_listeners() else ()):
+            composed = self.composer.compose(overrides, first + i).copy()
+            returned = returns[i]
+            returned.cfg, returned.hydra_cfg = composed.task, composed.whole
+            self.hydra_context.callbacks.on_job_end(config=composed.whole, job_return=returned)
 
-    def _job_return(self, config: DictConfig, outcome: "Outcome", value: str | float) -> JobReturn:
+    def _has_listeners(self) -> bool:
+        """Whether anybody but us hears of single jobs, whose configurations are composed again for that."""
+        from emosteer.callback import SweepCallback
+
+        assert self.hydra_context is not None
+        return any(not isinstance(callback, SweepCallback) for callback in self.hydra_context.callbacks.callbacks)
+
+    def _job_return(self, overrides: Sequence[str], outcome: "Outcome", value: str | float) -> JobReturn:
         from emosteer.hydra_jobs import Refused
 
+        assert self.config is not None
         returned = JobReturn(
-            overrides=filter_overrides(OmegaConf.to_container(config.hydra.overrides.task)),  # type: ignore[arg-type]
-            cfg=OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]),
-            hydra_cfg=OmegaConf.masked_copy(config, ["hydra"]),
-            working_dir=str(config.hydra.sweep.dir),
-            task_name=str(config.hydra.job.name),
+            overrides=list(overrides),
+            working_dir=str(self.config.hydra.sweep.dir),
+            task_name=str(self.config.hydra.job.name),
             status=JobStatus.FAILED if outcome.error else JobStatus.COMPLETED,
         )
         returned.return_value = Refused(f"{outcome.cell.id} failed: {outcome.error}") if outcome.error else value

@@ -1,0 +1,206 @@
+"""What can be refused from a configuration's values, before a data file is read or a model is looked for."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from emosteer.config import METRICS, MODES, SCOPES, SITES, TRACKERS, TRACKING_MODES, UNITS, VECTOR_METHODS, Config
+from emosteer.errors import EmosteerError
+from emosteer.scoring.scorer import find_scorers
+
+NAME = re.compile(r"[^\W.](?:[\w .+=,@-]*[^\W.])?")
+LONGEST_NAME = 200
+"""Bytes of a sweep's name: a file system allows 255, and what is written beside it has longer names."""
+
+FREE_OF_IDS = ("name", "store", "mode", "tracking", "engine", "worker", "statistics", "objective")
+"""Keys of which nothing enters an id."""
+
+HYDRA_VALUE = re.compile(r"\$\{\s*hydra\s*[:.]")
+
+SECRET = re.compile(
+    r"(?:api_?key|(?:access|auth|bearer|hf|hub|wandb)_?token|secret|passwo?r?d|credentials?)$|(?-i:[A-Z0-9_]*(?:KEY|TOKEN|SECRET|PASSWORD))$",
+    re.IGNORECASE,
+)
+"""Ends of keys, and names of environment variables, whose values must not be written down."""
+
+
+def check_sweep_name(name: str) -> str:
+    """The name itself; raises EmosteerError unless it is one component of a path."""
+    if not NAME.fullmatch(name):
+        raise EmosteerError(f"name={name}: one path component of letters, digits, - and _, without slashes or dots at its ends")
+    if len(name.encode()) > LONGEST_NAME:
+        raise EmosteerError(f"name={name[:20]}...: {len(name.encode())} bytes are too long; give at most {LONGEST_NAME}")
+    return name
+
+
+def check_no_secrets(cfg: DictConfig) -> None:
+    """Refuse secrets that were typed or that Hydra would write into its files; raises EmosteerError, without the value.
+
+    Args:
+        cfg: a composed configuration with Hydra's part still in it.
+    """
+    typed = [line.partition("=") for line in (*given_overrides(cfg, "task"), *given_overrides(cfg, "hydra"))]
+    keys = [key.lstrip("+~") for key, _, value in typed if value not in ("", "null")]
+    # env_copy puts values of the environment into env_set, which Hydra writes down.
+    keys += [f"hydra.job.env_set.{key}" for key in cfg.hydra.job.env_set]
+    for key in keys:
+        if SECRET.search(key.rpartition(".")[2]):
+            raise EmosteerError(secret_refused(key))
+
+
+def secret_refused(key: str) -> str:
+    """What a user reads who typed a secret."""
+    return (
+        f"{key}: a secret does not belong on a command line or in a configuration, which others can read; "
+        f"export it in the environment, which jobs inherit"
+    )
+
+
+def given_overrides(cfg: DictConfig, of: str) -> list[str]:
+    """The overrides that a configuration was composed of, of the `task` or of `hydra`, as they were typed."""
+    # Not by iterating: that would resolve an interpolation that is a value.
+    lines = OmegaConf.to_container(cfg.hydra.overrides[of], resolve=False)
+    assert isinstance(lines, list)
+    return [str(line) for line in lines]
+
+
+def check_ids_hold_no_hydra_values(task: Mapping[Any, Any]) -> None:
+    """Raise EmosteerError where a key that enters ids takes its value from Hydra's runtime, such as `${hydra:job.num}`.
+
+    A cell's id would depend on how its sweep was given, and the same cell would be run again.
+
+    Args:
+        task: a configuration as plain data, with its interpolations unresolved.
+    """
+    for key, value in leaves(task):
+        if isinstance(value, str) and HYDRA_VALUE.search(value) and key.partition(".")[0] not in FREE_OF_IDS:
+            raise EmosteerError(f"{key}={value}: Hydra's runtime values must not enter a cell's id; give the value itself")
+
+
+def check_known_keys(task: Mapping[Any, Any]) -> None:
+    """Raise EmosteerError for a key that was added (`+key=value`) inside a group that does not know it.
+
+    Keys of one's own at the top are free: other keys may refer to them.
+
+    Args:
+        task: a configuration as plain data.
+    """
+    for group, known in _keys_of_groups().items():
+        added = [key for key in task.get(group) or () if key not in known]
+        if added:
+            raise EmosteerError(f"{group}.{added[0]}: no such key; {group} has {', '.join(known)}")
+
+
+@lru_cache(maxsize=1)
+def _keys_of_groups() -> dict[str, list[str]]:
+    """The keys of each group of the schema."""
+    groups = vars(Config()).items()
+    return {name: [f.name for f in fields(group)] for name, group in groups if is_dataclass(group)}
+
+
+def check_writable(key: str, directory: Path) -> None:
+    """Raise EmosteerError where a directory that `key` names could not be made or written to; nothing is made."""
+    directory = directory.absolute()
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    if not there.is_dir():
+        raise EmosteerError(f"{key}={directory}: {there} is a file; give another place")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise EmosteerError(f"{key}={directory}: {there} cannot be written to; give another place, or mend its permissions")
+
+
+def check_values(config: Config) -> None:
+    """Raise EmosteerError for the first value that cannot be used."""
+    check_sweep_name(config.name)
+    for key, value, valid in (
+        ("mode", config.mode, MODES),
+        ("scope", config.scope, SCOPES),
+        ("site", config.site, SITES),
+        ("coefficient_unit", config.coefficient_unit, UNITS),
+        ("tracking.name", config.tracking.name, TRACKERS),
+        ("tracking.mode", config.tracking.mode, TRACKING_MODES),
+        ("attribution.method", config.attribution.method, ("attribution_patching", "none")),
+    ):
+        if value not in valid:
+            raise EmosteerError(f"{key}={value}: choose one of {', '.join(valid)}")
+    if not math.isfinite(config.coefficient):
+        raise EmosteerError(f"coefficient={config.coefficient}: give a finite number, such as 0.2")
+    for key, number, least in (
+        ("generation.max_new_tokens", config.generation.max_new_tokens, 1),
+        ("generation.min_new_tokens", config.generation.min_new_tokens, 0),
+        ("generation.n_samples", config.generation.n_samples, 1),
+        ("controls.random", config.controls.random, 0),
+        ("attribution.blocks", config.attribution.blocks, 1),
+        ("attribution.steps", config.attribution.steps, 1),
+        ("statistics.n_resamples", config.statistics.n_resamples, 1),
+        ("worker.cells_per_claim", config.worker.cells_per_claim, 1),
+        ("engine.batch_rows", config.engine.batch_rows, 1),
+        ("engine.threads", config.engine.threads, 1),
+        ("prompts.limit", config.prompts.limit, 1),
+    ):
+        if number is not None and number < least:
+            raise EmosteerError(f"{key}={number}: give a whole number of at least {least}")
+    _check_generation(config)
+    _check_vector_method(config.vector.method)
+    _check_primary(config.pair.primary, [scorer.target for scorer in find_scorers(config.scorers)])
+    _check_objective(config)
+
+
+def _check_generation(config: Config) -> None:
+    generation = config.generation
+    if generation.n_samples > 1 and not generation.do_sample:
+        raise EmosteerError(f"generation.n_samples={generation.n_samples} gives equal replies: add generation.do_sample=true")
+    if generation.min_new_tokens > generation.max_new_tokens:
+        raise EmosteerError(f"generation.min_new_tokens={generation.min_new_tokens} is more than max_new_tokens")
+    if not generation.temperature > 0 or not math.isfinite(generation.temperature):
+        raise EmosteerError(f"generation.temperature={generation.temperature}: give a number above 0")
+    if not 0 < generation.top_p <= 1:
+        raise EmosteerError(f"generation.top_p={generation.top_p}: give a number above 0 and at most 1")
+    if not 0 < config.statistics.confidence < 1:
+        raise EmosteerError(f"statistics.confidence={config.statistics.confidence}: give a number between 0 and 1")
+    if not config.worker.lease_seconds > 0:
+        raise EmosteerError(f"worker.lease_seconds={config.worker.lease_seconds}: give a number above 0")
+
+
+def _check_vector_method(method: str) -> None:
+    if method not in VECTOR_METHODS and "." not in method:
+        raise EmosteerError(
+            f"vector.method={method}: choose one of {', '.join(VECTOR_METHODS)}, or give the dotted path of a function of yours"
+        )
+
+
+def _check_primary(primary: str, scorers: Sequence[str]) -> None:
+    # What a scorer of the user's measures is known when it has run.
+    if primary not in METRICS and all(scorer.startswith("emosteer.") for scorer in scorers):
+        raise EmosteerError(f"pair.primary={primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
+
+
+def _check_objective(config: Config) -> None:
+    objective = config.objective
+    if objective.direction not in ("maximize", "minimize"):
+        raise EmosteerError(f"objective.direction={objective.direction}: choose one of maximize, minimize")
+    for column, limit in objective.at_most.items():
+        if not math.isfinite(limit):
+            raise EmosteerError(f"objective.at_most.{column}={limit}: give a finite number")
+    if objective.column and "beyond_random" in objective.column and not config.controls.random:
+        raise EmosteerError(f"objective.column={objective.column} needs random controls: give controls.random=1 or more")
+
+
+def leaves(container: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of a plain container."""
+    if isinstance(container, Mapping):
+        for name, value in container.items():
+            yield from leaves(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(container, list):
+        for value in container:
+            yield from leaves(value, key)
+    else:
+        yield key, container

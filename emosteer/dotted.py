@@ -1,0 +1,42 @@
+"""Functions of the user's own, named in a configuration by their dotted path."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from emosteer.errors import EmosteerError
+
+
+def find_function(key: str, path: object) -> Callable[..., Any]:
+    """The function at a dotted path, such as `my_module.my_function`.
+
+    Args:
+        key: the configuration key that names it, for the error.
+        path: what the key says.
+
+    Raises:
+        EmosteerError: no dotted path, nothing that can be imported there, or no function.
+    """
+    module, _, attribute = path.rpartition(".") if isinstance(path, str) else ("", "", "")
+    if not module or not attribute:
+        raise EmosteerError(f"{key}={path}: give the dotted path of a function, such as my_module.my_function")
+    try:
+        function = getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise EmosteerError(f"{key}={path}: {error}; is its directory on PYTHONPATH?") from None
+    except AttributeError as error:
+        raise EmosteerError(f"{key}={path}: {error}") from None
+    except Exception as error:
+        # A module of the user's may raise anything while it is imported.
+        raise EmosteerError(f"{key}={path}: importing it raised {type(error).__name__}: {error}") from error
+    if not callable(function):
+        raise EmosteerError(f"{key}={path} is no function")
+    found: Callable[..., Any] = function
+    return found
+
+
+def version_of(function: Callable[..., Any]) -> int:
+    """The attribute `version` of a function, raised by hand when what it returns changes; 1 where it says nothing."""
+    return int(getattr(function, "version", 1))
