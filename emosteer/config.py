@@ -92,7 +92,7 @@ class VectorConfig:
     """How an emotion vector is made from contrastive pairs."""
 
     method: str = "mean_difference"
-    """mean_difference; random, a random direction of the same length as a cell of its own; or the dotted path of your own function."""
+    """mean_difference, random (a random direction of the same length), or the dotted path of a function of your own."""
 
 
 @dataclass

@@ -76,7 +76,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def jobs(command: Command, *more: str) -> list[DictConfig]:
-    """What Hydra composes for a command and `more` overrides, its own part included.
+    """What Hydra composes for a command and `more` overrides, without its own part.
 
     Of a sweep as many jobs as show every value of every axis; of many such jobs the first and the last.
     """
@@ -87,10 +87,10 @@ def jobs(command: Command, *more: str) -> list[DictConfig]:
     own = [f"hydra.searchpath=[file://{Path(given.config_dir).absolute()}]"] if given.config_dir else []
     with initialize_config_module("emosteer.conf", version_base="1.3"):
         if not given.multirun:
-            return [compose(name, own + given.overrides, return_hydra_config=True)]
+            return [compose(name, own + given.overrides)]
         axes = list(_axes(name, own, given.overrides))
         shown = axes if len(axes) <= MOST_JOBS else [*axes[: MOST_JOBS // 2], *axes[-MOST_JOBS // 2 :]]
-        return [compose(name, own + overrides, return_hydra_config=True) for overrides in shown]
+        return [compose(name, own + overrides) for overrides in shown]
 
 
 def _axes(name: str, own: list[str], overrides: list[str]) -> Iterator[list[str]]:

@@ -13,18 +13,18 @@ import emosteer
 PACKAGE = Path(emosteer.__file__).parent
 LAYERS = (
     ("errors", "config"),
-    ("datasets",),
+    ("dotted", "datasets"),
     ("model",),
     ("attribution", "vectors", "steering"),
     ("engine",),
     ("scoring", "statistics"),
     ("records",),
-    ("planning", "figures", "progress", "tables"),
-    ("resources",),
-    ("worker", "tracking", "summary"),
-    ("launcher", "finaliser"),
-    ("hydra_jobs",),
-    ("callback", "main", "sweep_cli"),
+    ("checks", "composer", "figures", "progress", "tables", "vector_file"),
+    ("one_line", "objective", "resources"),
+    ("planning", "summary", "tracking", "worker"),
+    ("arguments", "finaliser", "launcher"),
+    ("comparison", "hydra_jobs"),
+    ("api", "callback", "main", "sweep_cli"),
 )
 """From left to right. Those of one layer know nothing of each other."""
 PLACE = {name: place for place, names in enumerate(LAYERS) for name in names}

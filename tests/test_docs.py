@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import typer
 from documents import PAGES, ROOT, Command, anchors, commands, jobs, links, write_example_files
+from safetensors.numpy import save_file
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 
-from emosteer import planning
-from emosteer.config import Config
+from emosteer.config import Config, ModelConfig
 from emosteer.datasets import SHIPPED
-from emosteer.model.source import ModelSource
-from emosteer.records.store import Store
+from emosteer.planning import plan, typed
 from emosteer.sweep_cli import app
 
 ALL_COMMANDS = [command for page in PAGES for command in commands(page)]
@@ -60,18 +60,19 @@ def reference() -> ModuleType:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory with all files that the pages show and commands name, and a model of 32 blocks wherever one is asked for."""
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory with all files that the pages show and commands name, and `a-model`, which has 32 blocks and no layers."""
     for page in PAGES:
         write_example_files(page, tmp_path)
     for name, shipped in DATA.items():
         shutil.copy(SHIPPED / shipped, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(planning, "find", lambda model: ModelSource(model.path, None, None, f"made-up:{model.path}", 32))
-    planning._model_spec.cache_clear()
-    yield tmp_path
-    planning._model_spec.cache_clear()
+    model = tmp_path / "a-model"
+    model.mkdir()
+    (model / "config.json").write_text(json.dumps({"num_hidden_layers": 32}))
+    save_file({"nothing": np.zeros(1)}, model / "model.safetensors")
+    return tmp_path
 
 
 def test_pages_fetch_nothing(site: Path) -> None:
@@ -112,9 +113,11 @@ def test_every_sweep_command_is_listed(site: Path) -> None:
 
 @pytest.mark.parametrize("command", OURS, ids=str)
 def test_commands_are_accepted(command: Command, desk: Path) -> None:
-    """Composed and planned, as the command does before it loads a model."""
-    for config in jobs(command):
-        assert planning.plan(planning.typed(config), Store(desk / "store"))
+    """Composed and planned, as the command does before it loads a model; with a model on disk instead of the hub's."""
+    for task in jobs(command):
+        config = typed(task)
+        config.model = ModelConfig(name=config.model.name, path=str(desk / "a-model"), dtype=config.model.dtype)
+        assert plan(config)
 
 
 @pytest.mark.parametrize("command", SWEEP, ids=str)
@@ -149,7 +152,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 @pytest.mark.real_model
 @pytest.mark.parametrize("page", WITH_PYTHON, ids=lambda page: page.name)
 def test_python_examples_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_example_files(page, tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     document = Sybil(parsers=[PythonCodeBlockParser()]).parse(page)
     examples = list(document.examples())
     assert examples

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from documents import ROOT, commands, jobs, write_example_files
 
-from emosteer.hydra_jobs import job
-from emosteer.launcher import failed_tasks, open_sweep, submit, work
+from emosteer.launcher import Job, failed_tasks, open_sweep, submit, work
+from emosteer.planning import typed
 from emosteer.tables import Tables, build
 
 PAGE = ROOT / "docs" / "extending.md"
@@ -32,7 +32,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path) -> di
         for number, command in enumerate(one for one in commands(PAGE) if len(one.words) > 1):
             composed = jobs(command, f"model.path={tiny_directory}", *TINY)
             sweep = open_sweep("store", directory / str(number))
-            submit([job(config) for config in composed], sweep)
+            submit([Job(typed(task), overrides=(), files={}, output_dir=directory) for task in composed], sweep)
             work(sweep)
             assert failed_tasks(sweep) == [], str(command)
             found[" ".join(command.words[1:])] = build(sweep)
@@ -46,7 +46,7 @@ def cells(tables: dict[str, Tables], part: str) -> pd.DataFrame:
 
 
 def test_every_part_has_a_command(tables: dict[str, Tables]) -> None:
-    assert len(tables) == 7
+    assert len(tables) == 8
 
 
 def test_a_model_of_ones_own_has_its_name(tables: dict[str, Tables]) -> None:
@@ -77,3 +77,9 @@ def test_a_scorer_of_ones_own_has_columns(tables: dict[str, Tables]) -> None:
 
 def test_a_dropped_scorer_has_none(tables: dict[str, Tables]) -> None:
     assert "perplexity_delta" not in cells(tables, "~scorers.perplexity")
+
+
+def test_a_vector_method_of_ones_own_stands_beside_ours(tables: dict[str, Tables]) -> None:
+    beside = cells(tables, "principal_direction")
+    assert list(beside["vector_method"]) == ["mean_difference", "my_vectors.principal_direction"]
+    assert beside["coefficient_raw"].nunique() == 2, "each has its own length, and so its own multiple"
