@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import typer
 from configuration import CONF
 from omegaconf import OmegaConf
 from typer.cli import get_docs_for_click
 
 from emosteer.sweep_cli import app
+
+AS_IT_IS = re.compile(r"\x08\n(.*?)\n\n", re.DOTALL)
+"""A paragraph whose lines stay as they are, as click marks it."""
 
 
 def knobs() -> str:
@@ -17,8 +22,9 @@ def knobs() -> str:
 
 
 def sweep_commands() -> str:
-    """Every command of `emosteer-sweep` with its arguments and options, a section each."""
+    """What `emosteer-sweep --help` says, then every command with its arguments and options, a section each."""
     command, name = typer.main.get_command(app), "emosteer-sweep"
     page = str(get_docs_for_click(obj=command, ctx=typer.Context(command, info_name=name), name=name))
-    # What stands before the first command repeats the page's own beginning.
-    return page[page.index("\n## ") :].strip()
+    introduction, _, _ = page.partition("**Commands**")
+    # Without its title, which the page has already, and without the list of the sections that follow.
+    return AS_IT_IS.sub(r"```text\n\1\n```\n\n", introduction.partition("\n")[2] + page[page.index("\n## ") :]).strip()
