@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 from sphinx.ext.napoleon import Config, GoogleDocstring
 
@@ -21,6 +22,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton", "generat
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 highlight_language = "none"
+# `--json` is no dash.
+smartquotes = False
 
 html_theme = "furo"
 html_title = f"emosteer {version}"
@@ -52,5 +55,7 @@ def google_sections(app: Sphinx, what: str, name: str, obj: Any, options: Any, l
 
 
 def setup(app: Sphinx) -> None:
-    """Instead of the extension sphinx.ext.napoleon."""
+    """What no setting does."""
     app.connect("autodoc-process-docstring", google_sections)
+    # A shell's lexer takes `key=value` for an assignment, the first of a line only.
+    app.add_lexer("shell", TextLexer)
