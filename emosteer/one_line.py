@@ -23,7 +23,7 @@ PLUGINS = {"optuna": "optuna", "joblib": "joblib", "submitit_local": "submitit",
 EXPECTED = {
     "Integer": "a whole number",
     "Float": "a number",
-    "Boolean": "true or false",
+    "bool": "true or false",
     "String": "a text",
 }
 """What a type is called outside."""
@@ -65,7 +65,7 @@ def _composition(error: HydraException) -> str:
     cause = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else ""
-    if (key := re.match(r"Could not override '([^']+)'", first)) is not None:
+    if (key := re.search(r"Could not override '([^']+)'", first)) is not None:
         return _unknown_key(key[1])
     if (override := re.match(r"Error merging override (.+)", first)) is not None and isinstance(cause, OmegaConfBaseException):
         return f"{override[1]}: {_reason(cause)}"
@@ -93,8 +93,9 @@ def _reason(error: OmegaConfBaseException) -> str:
     reason = str(error).splitlines()[0]
     if (missing := re.search(r"Missing mandatory value: (\S+)", reason)) is not None:
         return f"a value is missing; give {missing[1]}=..."
-    wanted = re.search(r"could not be converted to (\w+)", reason)
-    return f"give {EXPECTED[wanted[1]]}" if wanted and wanted[1] in EXPECTED else reason
+    wanted = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", reason)
+    kind = wanted[1] or wanted[2] if wanted else ""
+    return f"give {EXPECTED[kind]}" if kind in EXPECTED else reason
 
 
 def _unknown_key(key: str) -> str:

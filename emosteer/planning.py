@@ -51,12 +51,12 @@ def typed(task: DictConfig) -> Config:
     Raises:
         EmosteerError: a value that is missing, unknown, or would tie a cell's id to Hydra's runtime.
     """
-    plain = OmegaConf.to_container(task, resolve=False)
-    assert isinstance(plain, dict)
-    check_ids_hold_no_hydra_values(plain)
-    check_known_keys(plain)
     try:
         whole = _with_schema(task)
+        plain = OmegaConf.to_container(whole, resolve=False)
+        assert isinstance(plain, dict)
+        check_ids_hold_no_hydra_values(plain)
+        check_known_keys(plain)
         if missing := [key for key, value in leaves(plain) if value == MISSING]:
             raise EmosteerError(f"{', '.join(missing)}: missing; give {' '.join(f'{key}=...' for key in missing)}")
         config = OmegaConf.to_object(whole)

@@ -17,8 +17,10 @@ import psutil
 import torch
 
 import emosteer
+from emosteer.datasets import Prompt
 from emosteer.engine import Decoding, Engine, Reply, Request, RowSeed
 from emosteer.errors import EmosteerError
+from emosteer.model.context_length import too_long
 from emosteer.model.language_model import LanguageModel, load
 from emosteer.model.source import find
 from emosteer.progress import Reporter, Silent
@@ -203,10 +205,8 @@ class Worker:
         g = cell.generation
         decoding = Decoding(g.max_new_tokens, g.min_new_tokens, g.do_sample, g.temperature, g.top_p)
         rows = [(prompt, sample) for prompt in self.store.prompts(cell.prompts) for sample in range(g.n_samples)]
-        requests = [
-            Request(loaded.model.dialogue.prompt(prompt.messages), RowSeed(cell.seed, prompt.id, sample), steering, decoding)
-            for prompt, sample in rows
-        ]
+        tokens = {prompt.id: _fitting(loaded.model, cell.prompts_name, prompt, g.max_new_tokens) for prompt, _ in rows}
+        requests = [Request(tokens[prompt.id], RowSeed(cell.seed, prompt.id, sample), steering, decoding) for prompt, sample in rows]
         return _Prepared(task, requests, [prompt.id for prompt, _ in rows], resolved)
 
     def _reply(self, loaded: _Loaded, prepared: Sequence[_Prepared]) -> None:
@@ -328,6 +328,14 @@ def _completed(engine: Engine, prepared: Sequence[_Prepared], on_tokens: Callabl
         cell.replies[i] = reply
         if cell.is_complete:
             yield cell
+
+
+def _fitting(model: LanguageModel, where: str, prompt: Prompt, max_new_tokens: int) -> tuple[int, ...]:
+    """A prompt's tokens; raises EmosteerError where they and the reply are more than the model's context."""
+    tokens = model.dialogue.prompt(prompt.messages)
+    if model.context is not None and len(tokens) + max_new_tokens > model.context:
+        raise EmosteerError(too_long(where, prompt.id, len(tokens), max_new_tokens, model.name, model.context))
+    return tokens
 
 
 def _check_lengths(name: str, metrics: dict[str, list[float]], n: int) -> None:

@@ -15,7 +15,7 @@ from emosteer.config import ModelConfig
 from emosteer.errors import EmosteerError
 from emosteer.model.anatomy import Anatomy, dissect
 from emosteer.model.dialogue import OPENING, Dialogue
-from emosteer.model.source import ModelSource, converted_dir, find
+from emosteer.model.source import CONTEXTS, ModelSource, converted_dir, find
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +46,13 @@ class LanguageModel:
     @property
     def n_blocks(self) -> int:
         return self.anatomy.n_blocks
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that fit into prompt and reply; None where the model does not say."""
+        config = self.model.config.get_text_config()
+        found = [getattr(config, key, None) for key in CONTEXTS]
+        return next((n for n in found if isinstance(n, int) and n > 0), None)
 
     @property
     def width(self) -> int:
@@ -90,11 +97,13 @@ def choose_device(request: str) -> torch.device:
         device = torch.device(request)
     except RuntimeError:
         raise EmosteerError(f"model.device={request}: give auto, cpu, cuda, cuda:<n> or mps") from None
-    absent = (device.type == "cuda" and not torch.cuda.is_available()) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if absent:
-        raise EmosteerError(f"model.device={request}: this machine has no such device; use model.device=auto")
+    try:
+        # Only an allocation tells whether the device, and that one of several, is there.
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        raise EmosteerError(f"model.device={request}: this machine has no such device; use model.device=auto") from None
+    if device.type == "meta":
+        raise EmosteerError("model.device=meta: it computes nothing; give auto, cpu, cuda, cuda:<n> or mps")
     return device
 
 
