@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +14,10 @@ from emosteer.launcher import Job, failed_tasks, open_sweep, submit, work
 from emosteer.planning import typed
 from emosteer.tables import Tables, build
 
+JSON = (
+    *("store/cells/*/record.json", "store/baselines/*/record.json", "store/cells/*/scores/*.json", "store/vectors/*.json"),
+    *("*/commands/*.json", "*/sweep.json"),
+)
 PAGE = ROOT / "docs" / "extending.md"
 TINY = (
     *("model.dtype=float32", "model.device=cpu", "model.wheel=null", "model.gguf_file=null", "layer=1"),
@@ -21,9 +27,14 @@ TINY = (
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path) -> dict[str, Tables]:
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the commands of the page are given."""
+    return tmp_path_factory.mktemp("extending")
+
+
+@pytest.fixture(scope="module")
+def tables(directory: Path, tiny_directory: Path) -> dict[str, Tables]:
     """What each command of the page comes to, by its words."""
-    directory = tmp_path_factory.mktemp("extending")
     write_example_files(PAGE, directory)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
@@ -83,3 +94,17 @@ def test_a_vector_method_of_ones_own_stands_beside_ours(tables: dict[str, Tables
     beside = cells(tables, "principal_direction")
     assert list(beside["vector_method"]) == ["mean_difference", "my_vectors.principal_direction"]
     assert beside["coefficient_raw"].nunique() == 2, "each has its own length, and so its own multiple"
+
+
+def test_the_formats_page_names_what_lies_on_the_disk(tables: dict[str, Tables], directory: Path) -> None:
+    """Every key and column, of a sweep with controls."""
+    named = {part for name in re.findall(r"`([\w.]+)`", PAGE.with_name("files.md").read_text("utf-8")) for part in name.split(".")}
+    store, every = directory / "store", next(iter(tables.values()))
+    found = {key for pattern in JSON for path in directory.glob(pattern) for key in json.loads(path.read_text(encoding="utf-8"))}
+    found |= set(json.loads(next(store.glob("cells/*/replies.jsonl")).read_text(encoding="utf-8").splitlines()[0]))
+    metrics = set(every.replies) & {name.removesuffix("_delta") for name in every.results}
+    a_metric = re.compile(rf"^({'|'.join(sorted(metrics, key=len, reverse=True))})_")
+    found |= {a_metric.sub("m_", name) for name in every.results if name != "perplexity_ratio"}
+    found |= (set(every.replies) - metrics) | set(every.trends)
+    assert len(found) > 70
+    assert found - named == set(), "docs/files.md says nothing of these"
