@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import emosteer
+from emosteer.bench import Bench
 from emosteer.checks import SECRET, check_writable
 from emosteer.config import Config
 from emosteer.errors import EmosteerError
@@ -26,9 +27,6 @@ from emosteer.records.cell import CELL, Cell
 from emosteer.records.publish import publish_link
 from emosteer.records.store import Store
 from emosteer.records.sweep import DONE, Command, Sweep, Task
-
-if TYPE_CHECKING:
-    from emosteer.worker import Bench
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ import psutil
 import torch
 
 import emosteer
+from emosteer.bench import Bench
 from emosteer.datasets import Prompt
 from emosteer.engine import Decoding, Engine, Reply, Request, RowSeed
 from emosteer.errors import EmosteerError
@@ -52,19 +53,12 @@ class _Prepared:
 
 
 @dataclass(frozen=True)
-class _Loaded:
+class Loaded:
     """The model that the worker holds."""
 
     key: str
     model: LanguageModel
     engine: Engine
-
-
-@dataclass
-class Bench:
-    """What stays when a worker has done its work: the model, for the next worker of this process."""
-
-    loaded: _Loaded | None = None
 
 
 class Worker:
@@ -153,7 +147,7 @@ class Worker:
         self._score(loaded, [t for t in cells if self.store.is_done(t.cell)])
         self._release(tasks)
 
-    def _load(self, spec: ModelSpec) -> _Loaded:
+    def _load(self, spec: ModelSpec) -> Loaded:
         if self.bench.loaded is None or self.bench.loaded.key != _model_key(spec):
             self.bench.loaded = self._resources = None  # frees the last one's memory first
             self.report.stage(f"loading {spec.config.name}")
@@ -166,15 +160,15 @@ class Worker:
             log.info("%s on %s, %s, %d blocks", model.name, model.device, model.dtype, model.n_blocks)
             batch_rows = self.settings["engine"]["batch_rows"]
             engine = Engine(model, int(batch_rows) if batch_rows else None)
-            self.bench.loaded = _Loaded(_model_key(spec), model, engine)
+            self.bench.loaded = Loaded(_model_key(spec), model, engine)
         return self.bench.loaded
 
-    def _resources_of(self, loaded: _Loaded) -> Resources:
+    def _resources_of(self, loaded: Loaded) -> Resources:
         if self._resources is None or self._resources.model is not loaded.model:
             self._resources = Resources(self.store, self.claims, loaded.model)
         return self._resources
 
-    def _attribute(self, loaded: _Loaded, task: Task) -> None:
+    def _attribute(self, loaded: Loaded, task: Task) -> None:
         pair = task.cell.pair.name if task.cell.pair else "pair"
         self.report.stage(f"attribution patching of {pair}")
         try:
@@ -184,7 +178,7 @@ class Worker:
         except Exception as error:
             self._fail(task, error)
 
-    def _generate(self, loaded: _Loaded, tasks: Sequence[Task]) -> None:
+    def _generate(self, loaded: Loaded, tasks: Sequence[Task]) -> None:
         prepared = []
         if any(task.cell.vector and not self.store.paths.vector(task.cell.vector_id).exists() for task in tasks):
             self.report.stage("emotion vectors")
@@ -199,7 +193,7 @@ class Worker:
             self.report.stage("generating")
             self._reply(loaded, prepared)
 
-    def _prepare(self, loaded: _Loaded, task: Task) -> _Prepared:
+    def _prepare(self, loaded: Loaded, task: Task) -> _Prepared:
         cell = task.cell
         steering, resolved = self._resources_of(loaded).steering(cell)
         g = cell.generation
@@ -209,7 +203,7 @@ class Worker:
         requests = [Request(tokens[prompt.id], RowSeed(cell.seed, prompt.id, sample), steering, decoding) for prompt, sample in rows]
         return _Prepared(task, requests, [prompt.id for prompt, _ in rows], resolved)
 
-    def _reply(self, loaded: _Loaded, prepared: Sequence[_Prepared]) -> None:
+    def _reply(self, loaded: Loaded, prepared: Sequence[_Prepared]) -> None:
         """Generate and publish; where the batch raises, every cell runs alone, so that only the bad one fails."""
         started, generated = time.perf_counter(), 0
 
@@ -235,7 +229,7 @@ class Worker:
             share = sum(len(reply.tokens) for reply in cell.replies.values()) / max(generated, 1)
             self._publish(loaded, cell, (time.perf_counter() - started) * min(share, 1.0))
 
-    def _publish(self, loaded: _Loaded, done: _Prepared, seconds: float) -> None:
+    def _publish(self, loaded: Loaded, done: _Prepared, seconds: float) -> None:
         cell = done.task.cell
         replies = [
             StoredReply(
@@ -258,7 +252,7 @@ class Worker:
         self._told += 1
         self.report.settled(1)
 
-    def _score(self, loaded: _Loaded, tasks: Sequence[Task]) -> None:
+    def _score(self, loaded: Loaded, tasks: Sequence[Task]) -> None:
         self.report.stage("scoring")
         for task in tasks:
             missing = self.sweep.unscored(task.cell, self.scorers)
@@ -277,7 +271,7 @@ class Worker:
                     continue
                 self.store.publish_scores(task.cell, scorer.key, scorer.facts(), metrics)
 
-    def _context(self, loaded: _Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:
+    def _context(self, loaded: Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:
         prompts = {p.id: loaded.model.dialogue.prompt(p.messages) for p in self.store.prompts(task.cell.prompts)}
         return Context(loaded.engine, [prompts[reply.prompt_id] for reply in replies], [reply.tokens for reply in replies])
 

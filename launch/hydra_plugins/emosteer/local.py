@@ -15,9 +15,9 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 if TYPE_CHECKING:
+    from emosteer.bench import Bench
     from emosteer.composer import Composer
     from emosteer.launcher import Outcome
-    from emosteer.worker import Bench
 
 
 @dataclass
@@ -42,10 +42,11 @@ class LocalLauncher(Launcher):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Remember what Hydra gives."""
+        from emosteer.bench import Bench
         from emosteer.composer import Composer
 
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
-        self.composer = Composer(hydra_context.config_loader, config)
+        self.composer, self.bench = Composer(hydra_context.config_loader, config), Bench()
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run one cell per list of overrides; its id is the job's value, or the declared objective.
@@ -69,7 +70,7 @@ class LocalLauncher(Launcher):
             link_jobs(jobs, cells, sweep)
         self._notify_start(job_overrides, initial_job_idx)
         with refusals(), env_override(self.config.hydra.job.env_set):
-            work(sweep, self._bench())
+            work(sweep, self.bench)
             # After the work: a wrong value is refused without waiting for pandas.
             from emosteer.objective import objective_values
             from emosteer.tables import build
@@ -85,13 +86,6 @@ class LocalLauncher(Launcher):
         ]
         self._notify_end(job_overrides, initial_job_idx, returns)
         return returns
-
-    def _bench(self) -> "Bench":
-        if self.bench is None:
-            from emosteer.worker import Bench
-
-            self.bench = Bench()
-        return self.bench
 
     def _notify_start(self, job_overrides: Sequence[Sequence[str]], first: int) -> None:
         assert self.hydra_context is not None
