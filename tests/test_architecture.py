@@ -12,7 +12,7 @@ import emosteer
 
 PACKAGE = Path(emosteer.__file__).parent
 LAYERS = (
-    ("errors", "config"),
+    ("config", "endings", "errors"),
     ("dotted", "datasets"),
     ("model",),
     ("attribution", "vectors", "steering"),
@@ -20,7 +20,7 @@ LAYERS = (
     ("scoring", "statistics"),
     ("records",),
     ("checks", "composer", "figures", "progress", "tables", "vector_file"),
-    ("one_line", "objective", "resources"),
+    ("bench", "objective", "one_line", "resources"),
     ("planning", "summary", "tracking", "worker"),
     ("arguments", "finaliser", "launcher"),
     ("comparison", "hydra_jobs"),
@@ -57,12 +57,15 @@ def sources() -> Iterator[tuple[str, Path]]:
 
 
 def imported(source: str) -> set[str]:
-    """Every module that a source imports, wherever in it: `torch.nn`, `emosteer.model.capture`."""
+    """Every module that a source imports, wherever in it (`torch.nn`, `emosteer.model.capture`), but for a type checker alone."""
+    nodes = list(ast.walk(ast.parse(source)))
+    for_types = [node for node in nodes if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    unread = {inner for block in for_types for statement in block.body for inner in ast.walk(statement)}
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
+    for node in nodes:
+        if isinstance(node, ast.Import) and node not in unread:
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        elif isinstance(node, ast.ImportFrom) and node not in unread:
             assert node.level == 0, "imports are absolute here"
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
@@ -91,5 +94,6 @@ def test_a_module_knows_only_its_own_trade(name: str) -> None:
 
 def test_imports_are_found_wherever_they_stand() -> None:
     source = "import torch.nn\ndef f():\n    from emosteer import tables, __version__\n    from emosteer.model.capture import capture"
+    source += "\nif TYPE_CHECKING:\n    from emosteer.worker import Loaded"
     assert imported(source) >= {"torch.nn", "emosteer.tables", "emosteer.model.capture.capture"}
     assert our_own(source) == {"tables", "model"}
