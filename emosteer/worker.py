@@ -17,7 +17,7 @@ import psutil
 import torch
 
 import emosteer
-from emosteer.bench import Bench
+from emosteer.bench import Bench, Loaded
 from emosteer.datasets import Prompt
 from emosteer.engine import Decoding, Engine, Reply, Request, RowSeed
 from emosteer.errors import EmosteerError
@@ -50,15 +50,6 @@ class _Prepared:
     @property
     def is_complete(self) -> bool:
         return len(self.replies) == len(self.requests)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The model that the worker holds."""
-
-    key: str
-    model: LanguageModel
-    engine: Engine
 
 
 class Worker:
