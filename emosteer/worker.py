@@ -18,10 +18,10 @@ import psutil
 import torch
 
 import emosteer
-from emosteer.bench import Bench
+from emosteer.bench import Bench, Loaded
 from emosteer.engine import Engine, Reply, Request, requests_for
 from emosteer.errors import EmosteerError
-from emosteer.model.language_model import LanguageModel, load
+from emosteer.model.language_model import load
 from emosteer.model.source import find
 from emosteer.progress import Reporter, Silent
 from emosteer.records.cell import ATTRIBUTION, BASELINE, ModelSpec
@@ -48,15 +48,6 @@ class _Prepared:
     @property
     def is_complete(self) -> bool:
         return len(self.replies) == len(self.requests)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The model that the worker holds."""
-
-    key: str
-    model: LanguageModel
-    engine: Engine
 
 
 class Worker:
