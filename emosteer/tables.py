@@ -43,13 +43,8 @@ class Scored:
     @cached_property
     def by_prompt(self) -> dict[str, dict[str, float]]:
         """Metric -> prompt id -> mean over its samples (NaN values left out; NaN where all are)."""
-        means: dict[str, dict[str, float]] = {}
-        for metric, values in self.metrics.items():
-            grouped: dict[str, list[float]] = {}
-            for reply, value in zip(self.replies, values, strict=True):
-                grouped.setdefault(reply.prompt_id, []).append(value)
-            means[metric] = {prompt: _mean(samples) for prompt, samples in grouped.items()}
-        return means
+        prompt_ids = [reply.prompt_id for reply in self.replies]
+        return {metric: prompt_means(prompt_ids, values) for metric, values in self.metrics.items()}
 
     def matrix(self, metrics: Sequence[str], prompts: Sequence[str]) -> Floats:
         """Per-prompt means [metric, prompt]; NaN where a metric or prompt is missing."""
@@ -88,6 +83,26 @@ class Tables:
     def controls(self) -> pd.DataFrame:
         """The rows of `results` that are controls."""
         return self.results[self.results["is_control"]]
+
+
+def prompt_means(prompt_ids: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    """Prompt id -> mean over its samples, of one value per reply (NaN values left out; NaN where all are)."""
+    grouped: dict[str, list[float]] = {}
+    for prompt, value in zip(prompt_ids, values, strict=True):
+        grouped.setdefault(prompt, []).append(value)
+    return {prompt: _mean(samples) for prompt, samples in grouped.items()}
+
+
+def mean_of(matrices: Sequence[Floats]) -> Floats:
+    """The mean of matrices, such as those of several controls; NaN values left out, NaN where all are."""
+    stacked = np.stack(matrices)
+    n = (~np.isnan(stacked)).sum(axis=0)
+    return np.where(n > 0, np.nansum(stacked, axis=0) / np.maximum(n, 1), np.nan)
+
+
+def seed_of(text: str) -> int:
+    """Bootstraps are seeded by what they are of (a cell's id), so that a cell's interval does not depend on its neighbours."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 
 def build(sweep: Sweep) -> Tables:
@@ -143,7 +158,7 @@ def _row(
     prompts = list(dict.fromkeys(reply.prompt_id for reply in baseline.replies))
     options = {"n_resamples": settings["n_resamples"], "confidence": settings["confidence"]}
     steered, unsteered = own.matrix(metrics, prompts), baseline.matrix(metrics, prompts)
-    effects = paired_effects(steered, unsteered, seed=_seed(cell.id), **options)
+    effects = paired_effects(steered, unsteered, seed=seed_of(cell.id), **options)
     for metric, effect in zip(metrics, effects, strict=True):
         row |= {f"{metric}_{key}": value for key, value in asdict(effect).items()}
     row["perplexity_ratio"] = _ratio(row.get("perplexity_steered"), row.get("perplexity_baseline"))
@@ -151,8 +166,8 @@ def _row(
     matching = sorted(controls.get(cell.control_key, []), key=lambda control: control.cell.id) if cell.kind == CELL else []
     row["n_controls"] = len(matching)
     if matching:
-        random = _mean_of([control.matrix(metrics, prompts) for control in matching])
-        beyond = paired_effects(steered, random, seed=_seed(cell.id), **options)
+        random = mean_of([control.matrix(metrics, prompts) for control in matching])
+        beyond = paired_effects(steered, random, seed=seed_of(cell.id), **options)
         for metric, effect in zip(metrics, beyond, strict=True):
             row |= {
                 f"{metric}_beyond_random": effect.delta,
@@ -262,7 +277,7 @@ def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[st
             trend = dose_response(
                 [member.cell.coefficient for member in members],
                 deltas[:, i],
-                seed=_seed(key),
+                seed=seed_of(key),
                 n_resamples=settings["n_resamples"],
                 confidence=settings["confidence"],
             )
@@ -298,17 +313,5 @@ def _mean(values: Sequence[float]) -> float:
     return sum(defined) / len(defined) if defined else math.nan
 
 
-def _mean_of(matrices: Sequence[Floats]) -> Floats:
-    """The mean of matrices; NaN values left out, NaN where all are."""
-    stacked = np.stack(matrices)
-    n = (~np.isnan(stacked)).sum(axis=0)
-    return np.where(n > 0, np.nansum(stacked, axis=0) / np.maximum(n, 1), np.nan)
-
-
 def _ratio(steered: float | None, baseline: float | None) -> float:
     return steered / baseline if steered is not None and baseline else math.nan
-
-
-def _seed(text: str) -> int:
-    """Bootstraps are seeded by what they are of, so that a cell's interval does not depend on its neighbours."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")

@@ -32,6 +32,8 @@ class EmotionVector:
     """[block, width] float32, on the CPU."""
     residual_norm: Tensor
     """[block] float32: the usual length of the residual stream after each block."""
+    site: str = "residual"
+    """Whose output the directions were read from, and are added to: residual, attention or mlp."""
 
     def added(self, layer: int, coefficient: float, unit: str) -> Tensor:
         """What steering adds at a block [width]: `coefficient` residual norms long, or that many raw vectors."""
@@ -86,7 +88,7 @@ def emotion_vector(
     Raises:
         EmosteerError: unknown method, or a vector of another shape, not finite, or without length at some block.
     """
-    return checked(EmotionVector(find_method(method)(model, pairs, site), residual_norm))
+    return checked(EmotionVector(find_method(method)(model, pairs, site), residual_norm, site))
 
 
 def find_method(name: str) -> Method:

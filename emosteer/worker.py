@@ -11,18 +11,17 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import psutil
 import torch
 
 import emosteer
-from emosteer.bench import Bench
-from emosteer.datasets import Prompt
-from emosteer.engine import Decoding, Engine, Reply, Request, RowSeed
+from emosteer.bench import Bench, Loaded
+from emosteer.engine import Engine, Reply, Request, requests_for
 from emosteer.errors import Damaged, EmosteerError
-from emosteer.model.context_length import too_long
-from emosteer.model.language_model import LanguageModel, load
+from emosteer.model.language_model import load
 from emosteer.model.source import find
 from emosteer.progress import Reporter, Silent
 from emosteer.records.cell import ATTRIBUTION, BASELINE, ModelSpec
@@ -46,22 +45,12 @@ class _Prepared:
 
     task: Task
     requests: list[Request]
-    prompt_ids: list[str]
     resolved: Resolved
     replies: dict[int, Reply] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
         return len(self.replies) == len(self.requests)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The model that the worker holds."""
-
-    key: str
-    model: LanguageModel
-    engine: Engine
 
 
 class Worker:
@@ -207,12 +196,9 @@ class Worker:
     def _prepare(self, loaded: Loaded, task: Task) -> _Prepared:
         cell = task.cell
         steering, resolved = self._resources_of(loaded).steering(cell)
-        g = cell.generation
-        decoding = Decoding(g.max_new_tokens, g.min_new_tokens, g.do_sample, g.temperature, g.top_p)
-        rows = [(prompt, sample) for prompt in self.store.prompts(cell.prompts) for sample in range(g.n_samples)]
-        tokens = {prompt.id: _fitting(loaded.model, cell.prompts_name, prompt, g.max_new_tokens) for prompt, _ in rows}
-        requests = [Request(tokens[prompt.id], RowSeed(cell.seed, prompt.id, sample), steering, decoding) for prompt, sample in rows]
-        return _Prepared(task, requests, [prompt.id for prompt, _ in rows], resolved)
+        prompts = self.store.prompts(cell.prompts)
+        requests = requests_for(loaded.model, prompts, cell.generation, cell.seed, steering, where=cell.prompts_name)
+        return _Prepared(task, requests, resolved)
 
     def _reply(self, loaded: Loaded, prepared: Sequence[_Prepared]) -> None:
         """Generate and publish; where the batch raises, every cell runs alone, so that only the bad one fails."""
@@ -244,7 +230,7 @@ class Worker:
         cell = done.task.cell
         replies = [
             StoredReply(
-                done.prompt_ids[i],
+                request.row_seed.prompt_id,
                 request.row_seed.sample,
                 loaded.model.dialogue.reply(done.replies[i].tokens),
                 done.replies[i].tokens,
@@ -276,9 +262,7 @@ class Worker:
             texts = [reply.reply for reply in replies]
             for scorer in missing:
                 try:
-                    context = {"context": self._context(loaded, task, replies)} if scorer.needs_model else {}
-                    metrics = scorer.function(texts, **scorer.options, **context)
-                    _check_lengths(scorer.name, metrics, len(texts))
+                    metrics = scorer.measure(texts, partial(self._context, loaded, task, replies))
                 except Damaged:
                     raise
                 except Exception as error:
@@ -338,20 +322,6 @@ def _completed(engine: Engine, prepared: Sequence[_Prepared], on_tokens: Callabl
         cell.replies[i] = reply
         if cell.is_complete:
             yield cell
-
-
-def _fitting(model: LanguageModel, where: str, prompt: Prompt, max_new_tokens: int) -> tuple[int, ...]:
-    """A prompt's tokens; raises EmosteerError where they and the reply are more than the model's context."""
-    tokens = model.dialogue.prompt(prompt.messages)
-    if model.context is not None and len(tokens) + max_new_tokens > model.context:
-        raise EmosteerError(too_long(where, prompt.id, len(tokens), max_new_tokens, model.name, model.context))
-    return tokens
-
-
-def _check_lengths(name: str, metrics: dict[str, list[float]], n: int) -> None:
-    for metric, values in metrics.items():
-        if len(values) != n:
-            raise EmosteerError(f"scorer {name}: {metric} has {len(values)} values for {n} replies")
 
 
 def _order(task: Task) -> int:
