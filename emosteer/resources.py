@@ -121,8 +121,10 @@ class Resources:
             facts, tensors = _read_tensors(path, self.store.paths.vector_facts(cell.vector_id))
             if reason := _wrong_with_facts(facts, cell):
                 raise EmosteerError(reason)
+            if formats := {tensor.dtype for tensor in tensors.values()} - {torch.float32}:
+                raise EmosteerError(f"it has numbers in {formats.pop()}, not float32")
             directions = torch.stack([tensors[f"block.{layer}"] for layer in range(self.model.n_blocks)])
-            return checked(EmotionVector(directions, tensors["residual_norm"]), self.model.n_blocks, self.model.width)
+            return checked(EmotionVector(directions, tensors["residual_norm"], cell.site), self.model.n_blocks, self.model.width)
         except FileNotFoundError:
             return None  # discarded, or put aside by another
         except (SafetensorError, EmosteerError, RuntimeError) as error:
@@ -150,7 +152,7 @@ class Resources:
         }
         publish_json(self.store.paths.vector_facts(key), facts)
         whole = {**tensors, "residual_norm": vector.residual_norm}
-        publish_file(self.store.paths.vector(key), save(whole, {FACTS: json.dumps(facts)}))
+        publish_file(self.store.paths.vector(key), save(whole, {"site": cell.site, FACTS: json.dumps(facts)}))
 
     def _compute_vector(self, cell: Cell) -> EmotionVector:
         recipe = cell.vector

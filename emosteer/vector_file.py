@@ -29,10 +29,7 @@ def save_vector(vector: EmotionVector, path: str | Path) -> None:
     """
     blocks = {f"block.{layer}": direction.float().contiguous() for layer, direction in enumerate(checked(vector).directions)}
     metadata = {"site": vector.site, "sign": "positive minus negative"}
-    try:
-        publish_file(Path(path).expanduser(), save({**blocks, NORMS: vector.residual_norm.float()}, metadata))
-    except OSError as error:
-        raise EmosteerError(f"{path}: cannot write the vector: {error.strerror}") from None
+    publish_file(Path(path).expanduser(), save({**blocks, NORMS: vector.residual_norm.float()}, metadata))
 
 
 def load_vector(path: str | Path) -> EmotionVector:

@@ -104,8 +104,7 @@ def checked(vector: EmotionVector, n_blocks: int | None = None, width: int | Non
     """The vector itself, where it can steer a model of `n_blocks` blocks and that width (None: of any).
 
     Raises:
-        EmosteerError: another shape or number format, a norm that is no positive number, or a direction that is not finite or has
-            no length.
+        EmosteerError: another shape, a norm that is no positive number, or a direction that is not finite or has no length.
     """
     directions, norms = vector.directions, vector.residual_norm
     expected = (n_blocks or directions.shape[0], width or directions.shape[-1])
@@ -113,8 +112,6 @@ def checked(vector: EmotionVector, n_blocks: int | None = None, width: int | Non
         raise EmosteerError(
             f"the emotion vector is {list(directions.shape)} with {norms.numel()} residual norms: the model needs {list(expected)}"
         )
-    if directions.dtype != torch.float32 or norms.dtype != torch.float32:
-        raise EmosteerError(f"the emotion vector is in {directions.dtype}, its residual norms in {norms.dtype}: both must be float32")
     if bad := _bad(norms):
         raise EmosteerError(f"the residual norm is no positive number at blocks {bad}; look at the neutral texts")
     if bad := _bad(directions.norm(dim=1)):

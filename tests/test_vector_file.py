@@ -101,6 +101,6 @@ def test_what_cannot_be_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(EmosteerError, match="not finite"):
         save_vector(replace(VECTOR, directions=VECTOR.directions * torch.inf), tmp_path / "joy.safetensors")
     (tmp_path / "file").write_text("")
-    with pytest.raises(EmosteerError, match="cannot write the vector"):
+    with pytest.raises(EmosteerError, match="cannot write "):
         save_vector(VECTOR, tmp_path / "file" / "joy.safetensors")
     assert not list(tmp_path.glob("*.safetensors"))
