@@ -42,6 +42,12 @@ class StorePaths:
 
     root: Path
 
+    @property
+    def kinds(self) -> dict[str, Path]:
+        """Where things of each kind lie, one file or directory each (a vector has two)."""
+        names = ("cells", "baselines", "attributions", "vectors", "residual_norms", "texts", "claims")
+        return {name: self.root / name for name in names}
+
     def cell(self, cell_id: str, is_baseline: bool = False) -> CellPaths:
         return CellPaths(self.root / ("baselines" if is_baseline else "cells") / cell_id)
 

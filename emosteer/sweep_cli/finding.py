@@ -1,0 +1,100 @@
+"""Where sweeps lie, and how one is opened by what the user calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from emosteer.errors import EmosteerError
+from emosteer.records.cell import Cell
+from emosteer.records.paths import SweepPaths
+from emosteer.records.publish import read_json
+from emosteer.records.store import Store
+from emosteer.records.sweep import Sweep
+
+OUTPUTS = Path("outputs")
+HOW_TO_MAKE_ONE = "`emosteer -m layer=8,12 coefficient=0.1,0.2 name=mine` makes one"
+MOST_NAMES = 12
+
+
+def sweep_directories(directory: Path) -> list[Path]:
+    """The sweeps in a directory, in the order of their names; the directory itself, where that is one."""
+    if _manifests(directory):
+        return [directory]
+    return sorted(path for path in directory.iterdir() if path.is_dir() and _manifests(path))
+
+
+def open_sweep(name: str) -> Sweep:
+    """The sweep that has a name under outputs/, or lies in a directory.
+
+    Raises:
+        EmosteerError: there is none, or its newest manifest is damaged.
+    """
+    candidates = [Path(name), OUTPUTS / name]
+    for directory in candidates:
+        if _manifests(directory):
+            return sweep_in(directory)
+    places = " and ".join(str(path.absolute()) for path in candidates)
+    raise EmosteerError(f"{name}: no sweep there (looked in {places}); {_choice()}")
+
+
+def sweep_in(directory: Path) -> Sweep:
+    """The sweep in a directory that holds one, over the store that its newest command names."""
+    newest = _manifests(directory)[-1]
+    try:
+        store = Path(read_json(newest)["store"])
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(newest) from None
+    # A tree that was moved keeps its store beside its sweeps.
+    beside = directory.absolute().parent / store.name
+    return Sweep(directory.absolute(), Store(store if store.exists() or not beside.exists() else beside))
+
+
+@contextmanager
+def naming_damage(sweep: Sweep) -> Iterator[None]:
+    """Where the work inside fails because a manifest of the sweep is damaged, say which; raises EmosteerError."""
+    try:
+        yield
+    except EmosteerError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError):
+        for path in _manifests(sweep.paths.root):
+            if not _is_whole(path):
+                raise _damaged(path) from None
+        raise
+
+
+def _manifests(directory: Path) -> list[Path]:
+    try:
+        return sorted(path for path in SweepPaths(directory).commands.iterdir() if path.suffix == ".json" and path.name[0] != ".")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_whole(manifest: Path) -> bool:
+    try:
+        read = read_json(manifest)
+        for task in read["tasks"].values():
+            _ = Cell.from_json(task["cell"]), task["overrides"], task["files"]
+        return all(isinstance(read[key], dict) for key in ("settings", "provenance")) and isinstance(read["line"], list)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _damaged(manifest: Path) -> EmosteerError:
+    return EmosteerError(
+        f"{manifest}: damaged, no command's manifest: restore it, or move it away and repeat that command (finished cells are kept)"
+    )
+
+
+def _choice() -> str:
+    """What there is instead."""
+    try:
+        names = [path.name for path in sweep_directories(OUTPUTS)]
+    except OSError:
+        names = []
+    if not names:
+        return f"there are none under {OUTPUTS}/ either: {HOW_TO_MAKE_ONE}"
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return f"under {OUTPUTS}/ there are {', '.join(names[:MOST_NAMES])}{more}"
