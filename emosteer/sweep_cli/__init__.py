@@ -66,7 +66,7 @@ def about(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
-    """Look after sweeps of `emosteer`: what became of them, their results again, and the store that they share.
+    """Look after the sweeps of `emosteer`: what became of them, their results again, and the store that they share.
 
     A sweep is a directory under outputs/, with the name that `emosteer name=...` gave it ("default" without). Its cells lie in a
     store, by default outputs/store. Every command takes a sweep by name or by directory, and with --json prints JSON, and
@@ -74,17 +74,18 @@ def about(
 
     \b
     Examples:
-      emosteer-sweep ls                      which sweeps are there, and how far they are
-      emosteer-sweep status default          what is done, what failed and why, what goes on
-      emosteer-sweep report default          tables, figures and summary again, of a half-done sweep too
-      emosteer-sweep retry default           run again what failed
-      emosteer-sweep gc                      what could be deleted from outputs/store (deletes nothing)
+      emosteer-sweep ls               which sweeps are there, and how far they are
+      emosteer-sweep status default   what is done, what failed and why
+      emosteer-sweep report default   tables, figures and summary again
+      emosteer-sweep retry default    run again what failed
+      emosteer-sweep gc               what could be deleted from outputs/store
 
     \b
     Exit codes:
       0    all well
       1    something failed: a cell, a file that could not be deleted
-      2    not done: a wrong argument, no such sweep, a file that is damaged or cannot be read
+      2    not done: a wrong argument, no such sweep, a file that is damaged or
+           cannot be read
       3    `status` only: not finished yet, nothing failed
       130  interrupted by ctrl-C
     """  # noqa: D301 - \b keeps the lines of a paragraph

@@ -19,6 +19,7 @@ from emosteer.sweep_cli.finding import OUTPUTS, naming_damage, open_sweep, sweep
 from emosteer.sweep_cli.printing import count, print_json, print_table
 
 DEFAULT_STORE, DEFAULT_AGE = str(OUTPUTS / "store"), "1d"
+MOST_LINES = 40
 SECONDS = {"s": 1.0, "m": 60.0, "h": HOUR, "d": DAY, "w": 7 * DAY}
 
 
@@ -30,7 +31,7 @@ def _seconds(text: str) -> float:
     return float(match[1]) * SECONDS[match[2]]
 
 
-Target = Annotated[str, typer.Argument(metavar="[STORE_OR_SWEEP]", help="A store's directory, or a sweep, for its store.")]
+Target = Annotated[str, typer.Argument(metavar="STORE_OR_SWEEP", help="A store's directory, or a sweep, for its store.")]
 Unreferenced = Annotated[
     bool, typer.Option("--unreferenced", help="Also cells, baselines, attributions and texts that no known sweep refers to.")
 ]
@@ -50,20 +51,24 @@ def gc(
     do_delete: Delete = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List what nobody reads in a store, with sizes; delete it with --delete. Without that nothing is changed on disk.
+    """List what nobody reads in a store, and delete it on request.
+
+    Without --delete nothing is changed on disk.
 
     \b
     What no sweep can miss, listed always:
-      unfinished      writes of processes that died (another host's: after an hour)
-      discarded       records that mode=force replaced
-      damaged         records that could not be read, kept for a look
-      claim           leases of processes that died (another host's: after a day)
+      unfinished  writes of processes that died (another host's: in an hour)
+      discarded   records that mode=force replaced
+      damaged     records that could not be read, kept for a look
+      claim       leases of processes that died (another host's: in a day)
       vector, residual norms
-                      older than --older-than, and neither a record nor a known sweep refers to them; made again when wanted
+                  to which neither a record nor a known sweep refers, older than
+                  --older-than; they are made again when wanted
 
     \b
-    With --unreferenced, what no known sweep refers to, where older than --older-than:
+    With --unreferenced, also, where older than --older-than:
       cell, baseline, attribution, texts
+                  to which no known sweep refers
 
     A store does not know its sweeps. Those beside it count, and those in --sweeps; they are listed. A sweep that lies elsewhere and
     is not named loses what it refers to, which may be a day of GPU time: name them all.
@@ -73,10 +78,11 @@ def gc(
 
     \b
     Examples:
-      emosteer-sweep gc                                        what could go from outputs/store
-      emosteer-sweep gc --delete                               delete that
-      emosteer-sweep gc default                                the store of that sweep
-      emosteer-sweep gc /data/store --unreferenced --sweeps ~/a/outputs --sweeps /scratch/b/outputs --older-than 30d
+      emosteer-sweep gc                    what could go from outputs/store
+      emosteer-sweep gc --delete           delete that
+      emosteer-sweep gc default            the store of that sweep
+      emosteer-sweep gc /data/store --unreferenced --older-than 30d \\
+          --sweeps ~/a/outputs --sweeps /scratch/b/outputs
 
     \b
     JSON:
@@ -85,13 +91,16 @@ def gc(
       items     [{kind, paths, bytes, why}]
       young     unreferenced, and kept as younger than older_than
       claimed   unreferenced, and kept as a live process claims it
-      deleted   {count, bytes}; changed: how many were left as they changed meanwhile; failed {path: why}
+      deleted   {count, bytes}
+      changed   how many were left, as they changed meanwhile
+      failed    {path: why}
 
     \b
     Exit codes:
       0  listed, or deleted
       1  something could not be deleted
-      2  no such store or sweep; a wrong argument; with --unreferenced, a sweep that cannot be read
+      2  no such store or sweep; a wrong argument; with --unreferenced, a sweep
+         that cannot be read
     """  # noqa: D301 - \b keeps the lines of a paragraph
     age = _seconds(older_than)
     store = _store(target)
@@ -182,8 +191,10 @@ def _show(store: Store, known: list[Path], findings: Findings, unreferenced: boo
         typer.echo("\nNothing to delete.")
     else:
         typer.echo()
-        for one in findings.garbage:
+        for one in findings.garbage[:MOST_LINES]:
             typer.echo(f"{one.kind}: {one.paths[0].relative_to(store.paths.root)} ({decimal(one.n_bytes)}; {one.why})")
+        if len(findings.garbage) > MOST_LINES:
+            typer.echo(f"and {len(findings.garbage) - MOST_LINES:,} more; --json lists all")
         typer.echo()
         kinds = _by_kind(findings.garbage)
         rows = [[kind, f"{total['count']:,}", decimal(total["bytes"])] for kind, total in kinds.items()]
@@ -191,6 +202,8 @@ def _show(store: Store, known: list[Path], findings: Findings, unreferenced: boo
         print_table(("kind", "count", "size"), [*rows, ["all", f"{both[0]:,}", decimal(both[1])]], ("count", "size"))
     if findings.n_young or findings.n_held:
         typer.echo(f"\nunreferenced and kept: {findings.n_young:,} younger than {older_than}, {findings.n_held:,} in use")
+    if not unreferenced:
+        typer.echo("\nRecords and texts were left alone: --unreferenced looks for those that no sweep refers to.")
 
 
 def _show_deletion(deletion: Deletion) -> None:

@@ -18,12 +18,14 @@ HEADINGS = ("sweep", "done", "failed", "models", "pairs", "last command")
 
 
 def ls(
-    directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where sweeps lie.", show_default=True)] = OUTPUTS,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where sweeps lie.", show_default=True)] = OUTPUTS,
     as_json: JsonOption = False,
 ) -> None:
-    """List the sweeps in a directory: how far each is, its models and pairs, and when its last command was given.
+    """List the sweeps in a directory.
 
-    Counted are all tasks: cells, random controls, baselines and attributions. Nothing is changed on disk.
+    A line each: how much is done and failed, models, pairs, and the time (UTC) of the last command; a number after a plus sign runs
+    now. Counted are all tasks: cells, random controls, baselines and attributions. Nothing is changed on disk, save that a record
+    which proves damaged is moved aside, as a run would do.
 
     \b
     Examples:
@@ -33,8 +35,9 @@ def ls(
 
     \b
     JSON: a list of objects with
-      name, directory, done, failed, running, pending, total, models, pairs, last_command (UTC, ISO 8601)
-      or, of a sweep that cannot be read, name, directory and error.
+      name, directory, done, failed, running, pending, total, models, pairs,
+      last_command (UTC, ISO 8601); of a sweep that cannot be read: name,
+      directory, error.
 
     \b
     Exit codes:

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 def report(sweep: SweepArgument, as_json: JsonOption = False) -> None:
-    """Build a sweep's results again from its records: tables, figures, the tracker's runs and the summary.
+    """Build a sweep's results again from its records.
 
-    Records are the truth, and these are views of them: of a half-done sweep they hold what is there, and twice they are the same.
-    Needs no model. On disk it replaces, in the sweep's directory, sweep.json, results.parquet, results.csv, replies.parquet,
-    trends.csv, figures/ and, with tracking=wandb, wandb/.
+    Tables, figures, the tracker's runs and the summary are views of the records: of a half-done sweep they hold what is there, and
+    twice they are the same. Needs no model. On disk it replaces, in the sweep's directory, sweep.json, results.parquet, results.csv,
+    replies.parquet, trends.csv, figures/ and, with tracking=wandb, wandb/.
 
     \b
     Examples:
@@ -35,7 +35,8 @@ def report(sweep: SweepArgument, as_json: JsonOption = False) -> None:
       sweep, directory
       counts    {done, failed, running, pending, total}
       complete  whether all is done
-      files     {summary, results_parquet, results_csv, replies_parquet, trends_csv, figures: [...]}
+      files     {summary, results_parquet, results_csv, replies_parquet,
+                trends_csv, figures: [...]}
       rows      {results, replies, trends}
 
     \b

@@ -22,27 +22,29 @@ OnlyForget = Annotated[
 
 
 def retry(sweep: SweepArgument, only_forget: OnlyForget = False, as_json: JsonOption = False) -> None:
-    """Run again what failed in a sweep, and what is missing with it, in this process; then build its results.
+    """Run again what failed in a sweep.
 
-    The model is loaded here, as `emosteer` would load it, in the directory in which the last command was given. On disk: the failed
-    cells' files in the sweep's failures/ are deleted, new records join the store, and the results are replaced as by `report`. Mend
-    the cause first: `status` tells it.
+    In this process, with what else is missing; then the results are built. The model is loaded as `emosteer` would load it, in the
+    directory in which the last command was given. On disk: the failed cells' files in the sweep's failures/ are deleted, new records
+    join the store, and the results are replaced as by `report`. Mend the cause first: `status` tells it.
 
     \b
     Examples:
       emosteer-sweep retry default
-      emosteer-sweep retry default --only-forget && sbatch worker.sh
+      emosteer-sweep retry default --only-forget   # then emosteer -m ... again
 
     \b
     JSON:
       sweep, directory
       retried   [cell id]
-      failures  [{id, kind, exception, message, host, time, file}]: what failed again
+      failures  [{id, kind, exception, message, host, time, file}]: what failed
+                again
       counts    {done, failed, running, pending, total}, afterwards
 
     \b
     Exit codes:
-      0  all that failed is done now, or forgotten with --only-forget; also where nothing had failed
+      0  all that failed is done now, or forgotten with --only-forget; also
+         where nothing had failed
       1  a cell failed again
       2  no such sweep, or its manifest is damaged
     """  # noqa: D301 - \b keeps the lines of a paragraph

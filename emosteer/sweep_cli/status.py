@@ -24,28 +24,32 @@ SHARED = "(shared by pairs)"
 
 
 def status(sweep: SweepArgument, as_json: JsonOption = False) -> None:
-    """Tell what became of a sweep: what is done, what failed and why, what runs now, and which command goes on.
+    """Tell what became of a sweep.
 
-    "Running" is what a live worker holds at this moment, on any host that shares the store. Nothing is changed on disk, save that a
-    record which proves damaged is moved aside, as a run would do, and counts as pending.
+    What is done, what failed and why, what runs now, and which command goes on. "Running" is what a live worker holds at this moment,
+    on any host that shares the store. Nothing is changed on disk, save that a record which proves damaged is moved aside, as a run
+    would do, and counts as pending.
 
     \b
     Examples:
       emosteer-sweep status default
       emosteer-sweep status /scratch/me/outputs/layers
       emosteer-sweep status default --json | jq .counts.failed
-      until emosteer-sweep status default > /dev/null; [ $? -ne 3 ]; do sleep 60; done
+      while emosteer-sweep status mine > log; [ $? = 3 ]; do sleep 60; done
 
     \b
     JSON:
       sweep, directory, store
       counts    {done, failed, running, pending, total}
-      kinds     {cell, control, baseline, attribution: counts}, of those that there are
-      groups    [{model, pair, ...counts}]; pair is null for what pairs share (baselines, controls)
-      failures  [{id, kind, exception, message, host, time, file}]; the file has the traceback
+      kinds     {cell, control, baseline, attribution: counts}
+      groups    [{model, pair, ...counts}]; pair is null for what pairs share
+                (baselines, controls)
+      failures  [{id, kind, exception, message, host, time, file}]; the file
+                has the traceback
       workers   [{host, pid, running}]
       states    {cell id: done | failed | running | pending}
-      goes_on   {command, directory}: the last command, as typed and where; null where nothing is pending
+      goes_on   {command, directory}: the last command, as typed and where;
+                null where nothing is pending
 
     \b
     Exit codes:
@@ -133,7 +137,8 @@ def _show(sweep: Sweep, seen: Overview) -> None:
     typer.echo()
     groups = seen.by(lambda one: (one.model, one.pair or SHARED))
     print_table(("model", "pair", *columns), [[*key, *_numbers(group)] for key, group in groups.items()], columns)
-    typer.echo()
+    if counts[DONE] < counts["total"]:
+        typer.echo()
     for worker in _workers(seen):
         typer.echo(f"running: {count(worker['running'], 'task')} by process {worker['pid']} on {worker['host']}")
     show_failures(failures(sweep, seen))
