@@ -84,7 +84,7 @@ def _is_whole(manifest: Path) -> bool:
 
 def _damaged(manifest: Path) -> EmosteerError:
     return EmosteerError(
-        f"{manifest}: damaged, no command's manifest: restore it, or move it away and repeat that command (finished cells are kept)"
+        f"{manifest.absolute()}: damaged, no command's manifest: restore it, or move it away and repeat that command (finished cells are kept)"
     )
 
 
