@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from emosteer.errors import EmosteerError
@@ -16,6 +14,8 @@ from emosteer.records.sweep import Sweep
 OUTPUTS = Path("outputs")
 HOW_TO_MAKE_ONE = "`emosteer -m layer=8,12 coefficient=0.1,0.2 name=mine` makes one"
 MOST_NAMES = 12
+MANIFEST = {"time": str, "line": list, "store": str, "settings": dict, "provenance": dict}
+"""What a manifest has, besides its tasks."""
 
 
 def sweep_directories(directory: Path) -> list[Path]:
@@ -29,7 +29,7 @@ def open_sweep(name: str) -> Sweep:
     """The sweep that has a name under outputs/, or lies in a directory.
 
     Raises:
-        EmosteerError: there is none, or its newest manifest is damaged.
+        EmosteerError: there is none, or a manifest of it is damaged.
     """
     candidates = [Path(name), OUTPUTS / name]
     for directory in candidates:
@@ -40,29 +40,22 @@ def open_sweep(name: str) -> Sweep:
 
 
 def sweep_in(directory: Path) -> Sweep:
-    """The sweep in a directory that holds one, over the store that its newest command names."""
-    newest = _manifests(directory)[-1]
-    try:
-        store = Path(read_json(newest)["store"])
-    except (ValueError, KeyError, TypeError):
-        raise _damaged(newest) from None
+    """The sweep in a directory that holds one, over the store that its newest command names.
+
+    Raises:
+        EmosteerError: a command's manifest is damaged. Without it the cells that it brought would be missing unsaid, and `gc` would
+            take them for unreferenced.
+    """
+    manifests = _manifests(directory)
+    for path in manifests:
+        if not _is_whole(path):
+            raise EmosteerError(
+                f"{path.absolute()} is damaged: restore it, or move it away and repeat that command (finished cells are kept)"
+            )
+    store = Path(read_json(manifests[-1])["store"])
     # A tree that was moved keeps its store beside its sweeps.
     beside = directory.absolute().parent / store.name
     return Sweep(directory.absolute(), Store(store if store.exists() or not beside.exists() else beside))
-
-
-@contextmanager
-def naming_damage(sweep: Sweep) -> Iterator[None]:
-    """Where the work inside fails because a manifest of the sweep is damaged, say which; raises EmosteerError."""
-    try:
-        yield
-    except EmosteerError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError):
-        for path in _manifests(sweep.paths.root):
-            if not _is_whole(path):
-                raise _damaged(path) from None
-        raise
 
 
 def _manifests(directory: Path) -> list[Path]:
@@ -73,19 +66,14 @@ def _manifests(directory: Path) -> list[Path]:
 
 
 def _is_whole(manifest: Path) -> bool:
+    """Whether a file is a command's manifest."""
     try:
         read = read_json(manifest)
         for task in read["tasks"].values():
-            _ = Cell.from_json(task["cell"]), task["overrides"], task["files"]
-        return all(isinstance(read[key], dict) for key in ("settings", "provenance")) and isinstance(read["line"], list)
+            _ = Cell.from_json(task["cell"]), tuple(task["overrides"]), dict(task["files"])
+        return all(isinstance(read[key], kind) for key, kind in MANIFEST.items())
     except (ValueError, KeyError, TypeError, AttributeError):
         return False
-
-
-def _damaged(manifest: Path) -> EmosteerError:
-    return EmosteerError(
-        f"{manifest.absolute()}: damaged, no command's manifest: restore it, or move it away and repeat that command (finished cells are kept)"
-    )
 
 
 def _choice() -> str:

@@ -15,7 +15,7 @@ from emosteer.errors import EmosteerError
 from emosteer.records.garbage import DAY, HOUR, Deletion, Findings, Garbage, References, delete, find
 from emosteer.records.store import Store
 from emosteer.sweep_cli.arguments import JsonOption
-from emosteer.sweep_cli.finding import OUTPUTS, naming_damage, open_sweep, sweep_directories, sweep_in
+from emosteer.sweep_cli.finding import OUTPUTS, open_sweep, sweep_directories, sweep_in
 from emosteer.sweep_cli.printing import count, print_json, print_table
 
 DEFAULT_STORE, DEFAULT_AGE = str(OUTPUTS / "store"), "1d"
@@ -148,9 +148,7 @@ def _references(directories: Iterable[Path], must_know: bool) -> References | No
     references = References()
     try:
         for directory in directories:
-            sweep = sweep_in(directory)
-            with naming_damage(sweep):
-                references.add_sweep(sweep)
+            references.add_sweep(sweep_in(directory))
     except (EmosteerError, OSError) as error:
         if must_know:
             raise EmosteerError(f"--unreferenced needs every sweep: {error}") from None

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from emosteer.records.cell import BASELINE, Cell
 from emosteer.records.leases import Holder, holders
 from emosteer.records.sweep import DONE, FAILED, PENDING, Sweep
-from emosteer.sweep_cli.finding import naming_damage
 
 RUNNING = "running"
 STATES = (DONE, FAILED, RUNNING, PENDING)
@@ -75,21 +74,18 @@ def overview(sweep: Sweep) -> Overview:
     """Look at every task of a sweep, from its manifests, the store's records and its leases.
 
     Raises:
-        EmosteerError: a damaged manifest, or a scorer that cannot be imported.
+        EmosteerError: a scorer that cannot be imported.
     """
-    with naming_damage(sweep):
-        newest = sweep.manifests()[-1]
-        scorers = sweep.scorers()
-        leases, lease_seconds = holders(sweep.store.paths.claims), float(newest["settings"]["worker"]["lease_seconds"])
-        live = {name: holder for name, holder in leases.items() if holder.is_live(lease_seconds)}
-        standings = []
-        for task in sweep.tasks():
-            state, holder = sweep.state(task.cell, scorers), live.get(task.cell.id)
-            if state == PENDING and holder:
-                standings.append(Standing(task.cell, RUNNING, holder))
-            else:
-                standings.append(Standing(task.cell, state))
-        return Overview(standings, {key: value for key, value in newest.items() if key != "tasks"})
+    newest = sweep.manifests()[-1]
+    scorers = sweep.scorers()
+    lease_seconds = float(newest["settings"]["worker"]["lease_seconds"])
+    live = {name: one for name, one in holders(sweep.store.paths.claims).items() if one.is_live(lease_seconds)}
+    standings = []
+    for task in sweep.tasks():
+        state, holder = sweep.state(task.cell, scorers), live.get(task.cell.id)
+        is_running = state == PENDING and holder is not None
+        standings.append(Standing(task.cell, RUNNING, holder) if is_running else Standing(task.cell, state))
+    return Overview(standings, {key: value for key, value in newest.items() if key != "tasks"})
 
 
 def counted(standings: Iterable[Standing]) -> dict[str, int]:

@@ -10,7 +10,7 @@ import typer
 
 from emosteer.records.sweep import FAILED, PENDING, Sweep
 from emosteer.sweep_cli.arguments import JsonOption, SweepArgument
-from emosteer.sweep_cli.finding import naming_damage, open_sweep
+from emosteer.sweep_cli.finding import open_sweep
 from emosteer.sweep_cli.overview import RUNNING, Overview, overview
 from emosteer.sweep_cli.printing import count, print_json
 
@@ -59,7 +59,7 @@ def finalised(sweep: Sweep, is_quiet: bool) -> Tables:
     # Here, so that the other commands do not wait for pandas and matplotlib.
     from emosteer.finaliser import finalise
 
-    with naming_damage(sweep), contextlib.redirect_stdout(sys.stderr) if is_quiet else contextlib.nullcontext():
+    with contextlib.redirect_stdout(sys.stderr) if is_quiet else contextlib.nullcontext():
         return finalise(sweep, show=not is_quiet)
 
 

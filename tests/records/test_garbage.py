@@ -25,7 +25,8 @@ WEEK = 7 * DAY
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setattr(os, "fsync", lambda fd: None)  # nothing here has to survive a power cut
     return Store(tmp_path / "outputs" / "store")
 
 
