@@ -11,9 +11,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from emosteer.config import register
+from emosteer.endings import Stopped, open_streams, say_goodbye, stopped_by_signals
 from emosteer.hydra_jobs import Refused, job, refusals, sweep_directory, with_hydra
-
-INTERRUPTED = 130
 
 register()
 
@@ -47,11 +46,13 @@ def run(cfg: DictConfig) -> str | float:
 
 def main() -> None:
     """Entry point of the command."""
+    open_streams()
     try:
-        run()
-    except KeyboardInterrupt:
-        print("\nInterrupted. Finished cells are kept: the same command goes on from there.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        with stopped_by_signals():
+            run()
+    except Stopped as stopped:
+        say_goodbye()
+        sys.exit(stopped.exit_code)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from emosteer.errors import Damaged
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, Cell
 from emosteer.records.store import Store, StoredReply
-from emosteer.records.sweep import DONE, FAILED, Sweep
+from emosteer.records.sweep import DONE, PENDING, Sweep
 from emosteer.scoring.scorer import Scorer
 from emosteer.statistics import dose_response, false_discovery_rate, paired_effects
 
@@ -93,8 +94,11 @@ def build(sweep: Sweep) -> Tables:
     """All tables of a sweep, from the records that are there now."""
     scorers, settings = sweep.scorers(), sweep.settings()["statistics"]
     cells = [task.cell for task in sweep.tasks()]
+    read = {cell.id: one for cell in cells if (one := _scored(sweep.store, cell, scorers)) is not None}
+    # Only now: reading puts aside what is damaged, and that has to run again.
     states = {cell.id: sweep.state(cell, scorers) for cell in cells}
-    scored = {cell.id: _scored(sweep.store, cell, scorers) for cell in cells if _has_replies(sweep.store, cell, states[cell.id])}
+    # A cell that failed because of a scorer has its replies and other scores.
+    scored = {cell_id: one for cell_id, one in read.items() if states[cell_id] != PENDING}
     metrics = list(dict.fromkeys(metric for one in scored.values() for metric in one.metrics))
     controls: dict[str, list[Scored]] = {}
     for one in scored.values():
@@ -109,16 +113,18 @@ def build(sweep: Sweep) -> Tables:
     return Tables(results, replies, _trends(scored, metrics, settings), attributions)
 
 
-def _has_replies(store: Store, cell: Cell, state: str) -> bool:
-    """Whether there is something to tabulate: a cell that failed because of a scorer has its replies and other scores."""
-    return cell.kind != ATTRIBUTION and (state == DONE or (state == FAILED and store.is_done(cell)))
-
-
-def _scored(store: Store, cell: Cell, scorers: Sequence[Scorer]) -> Scored:
+def _scored(store: Store, cell: Cell, scorers: Sequence[Scorer]) -> Scored | None:
+    """What there is of a cell; None where it has no replies, or damaged ones."""
+    if cell.kind == ATTRIBUTION or (record := store.record(cell)) is None:
+        return None
+    try:
+        replies = store.replies(cell)
+    except Damaged:
+        return None
     metrics: dict[str, list[float]] = {}
     for scorer in scorers:
-        metrics |= store.scores(cell, scorer.key) or {}
-    return Scored(cell, store.record(cell) or {}, store.replies(cell), metrics)
+        metrics |= store.scores(cell, scorer.key, len(replies)) or {}
+    return Scored(cell, record, replies, metrics)
 
 
 def _row(

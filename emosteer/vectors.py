@@ -90,13 +90,30 @@ def emotion_vector(
     return checked(EmotionVector(METHODS[method](model, pairs, site), residual_norm))
 
 
-def checked(vector: EmotionVector) -> EmotionVector:
-    """The vector itself; raises EmosteerError where a direction is not finite or has no length."""
-    norms = vector.directions.norm(dim=1)
-    bad = [int(b) for b in torch.nonzero(~torch.isfinite(norms) | (norms == 0)).flatten()]
-    if bad:
+def checked(vector: EmotionVector, n_blocks: int | None = None, width: int | None = None) -> EmotionVector:
+    """The vector itself, where it can steer a model of `n_blocks` blocks and that width (None: of any).
+
+    Raises:
+        EmosteerError: another shape or number format, a norm that is no positive number, or a direction that is not finite or has
+            no length.
+    """
+    directions, norms = vector.directions, vector.residual_norm
+    expected = (n_blocks or directions.shape[0], width or directions.shape[-1])
+    if directions.shape != expected or norms.shape != expected[:1]:
+        raise EmosteerError(
+            f"the emotion vector is {list(directions.shape)} with {norms.numel()} residual norms: the model needs {list(expected)}"
+        )
+    if directions.dtype != torch.float32 or norms.dtype != torch.float32:
+        raise EmosteerError(f"the emotion vector is in {directions.dtype}, its residual norms in {norms.dtype}: both must be float32")
+    if bad := _bad(norms):
+        raise EmosteerError(f"the residual norm is no positive number at blocks {bad}; look at the neutral texts")
+    if bad := _bad(directions.norm(dim=1)):
         raise EmosteerError(f"the emotion vector is not finite or has no length at blocks {bad}; look at the pairs' texts")
     return vector
+
+
+def _bad(lengths: Tensor) -> list[int]:
+    return [int(b) for b in torch.nonzero(~torch.isfinite(lengths) | (lengths <= 0)).flatten()]
 
 
 def random_direction(seed: int, index: int, n_blocks: int, width: int) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 
 import emosteer
 from emosteer.engine import Decoding, Engine, Reply, Request, RowSeed
-from emosteer.errors import EmosteerError
+from emosteer.errors import Damaged, EmosteerError
 from emosteer.model.language_model import LanguageModel, load
 from emosteer.model.source import find
 from emosteer.progress import Reporter, Silent
@@ -30,6 +30,9 @@ from emosteer.resources import Resources
 from emosteer.scoring.scorer import Context
 
 log = logging.getLogger(__name__)
+
+NO_FAULT_OF_THE_CELL = (OSError, Damaged)
+"""A disk that is full or away, and texts that were edited: the worker ends and says so, and the cells stay to be run."""
 
 VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "scipy", "NRCLex", "simplemma", "vaderSentiment")
 
@@ -99,6 +102,11 @@ class Worker:
                     # Cells are told as their replies come; others settled the rest, or it needed no replies.
                     self.report.settled(max(0, before - len(unsettled) - self._told))
                     self._told = 0
+        except EmosteerError:
+            raise
+        except OSError as error:
+            where = error.filename or self.store.paths.root
+            raise EmosteerError(f"{where}: {error.strerror or error}; give the same command again when that is mended") from error
         finally:
             self.claims.release_all()
 
@@ -110,7 +118,9 @@ class Worker:
         at_hand = self._loaded.key if self._loaded else None
         for key in sorted(by_model, key=lambda key: key != at_hand):
             claimed: list[Task] = []
-            for task in sorted(by_model[key], key=_order):
+            # One look tells which are held: those are tried last, since each costs several looks, and may be dead.
+            held = self.claims.taken()
+            for task in sorted(by_model[key], key=lambda task: (task.cell.id in held, _order(task))):
                 if len(claimed) == int(self.settings["worker"]["cells_per_claim"]):
                     break
                 lease = self.claims.take(task.cell.id)
@@ -119,7 +129,8 @@ class Worker:
                     claimed.append(task)
             # Another worker may have settled one between the look and the claim.
             still = self.sweep.unsettled(claimed, self.scorers)
-            self._release([task for task in claimed if task not in still])
+            there = {task.cell.id for task in still}
+            self._release([task for task in claimed if task.cell.id not in there])
             if still:
                 return still
         return []
@@ -164,7 +175,7 @@ class Worker:
         self.report.stage(f"attribution patching of {pair}")
         try:
             loaded.resources.attribution(task.cell)
-        except OSError:
+        except NO_FAULT_OF_THE_CELL:
             raise
         except Exception as error:
             self._fail(task, error)
@@ -176,7 +187,7 @@ class Worker:
         for task in tasks:
             try:
                 prepared.append(self._prepare(loaded, task))
-            except OSError:
+            except NO_FAULT_OF_THE_CELL:
                 raise
             except Exception as error:
                 self._fail(task, error)
@@ -251,7 +262,10 @@ class Worker:
             missing = self.sweep.unscored(task.cell, self.scorers)
             if not missing:
                 continue
-            replies = self.store.replies(task.cell)
+            try:
+                replies = self.store.replies(task.cell)
+            except Damaged:
+                continue  # put aside and told: the next round runs it again
             texts = [reply.reply for reply in replies]
             for scorer in missing:
                 try:

@@ -6,12 +6,11 @@ The rule is that of `claims`: the process that holds a lease touches its file; o
 from __future__ import annotations
 
 import os
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from emosteer.records.claims import _is_alive, _owner
+from emosteer.records.claims import _is_alive, _is_of_this_machine, _owner
 from emosteer.records.publish import TEMPORARY
 
 
@@ -51,5 +50,5 @@ def holder(lease: Path) -> Holder | None:
     except FileNotFoundError:
         return None
     host, pid = str(owner.get("host", "")), owner.get("pid", 0)
-    is_gone = host == socket.gethostname() and not _is_alive(owner)
+    is_gone = _is_of_this_machine(owner) and not _is_alive(owner)
     return Holder(host, pid if isinstance(pid, int) else 0, is_gone, time.time() - touched)
