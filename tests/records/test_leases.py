@@ -44,10 +44,10 @@ def test_a_lease_of_this_process_is_live(claims: Claims) -> None:
 def test_what_the_claims_would_take_over_is_not_live(claims: Claims, case: str) -> None:
     lease = claims.take("a")
     assert lease is not None
+    change = {"host": "elsewhere"} if case == "silent" else {"pid": dead_process()}
+    lease.path.write_text(json.dumps(json.loads(lease.path.read_text()) | change))
     if case == "silent":
         os.utime(lease.path, (time.time() - 2 * MINUTE,) * 2)
-    else:
-        lease.path.write_text(json.dumps(json.loads(lease.path.read_text()) | {"pid": dead_process()}))
 
     assert not holders(claims.directory)["a"].is_live(MINUTE)
     assert claims.take("a") is not None
