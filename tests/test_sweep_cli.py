@@ -423,6 +423,16 @@ def test_report_twice_gives_the_same_files(desk: Path) -> None:
     assert all(Path(path).is_file() for path in second["files"]["figures"])
 
 
+def test_what_a_tracker_prints_stays_out_of_the_json(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = sweep_of(desk / "outputs")
+    fill(sweep, grid(sweep.store, 0.1))
+    monkeypatch.setattr("emosteer.tracking.log_sweep", lambda *_: print("wandb: syncing"))
+    done = call("report", "mine", "--json")
+
+    assert json.loads(done.stdout)["complete"]
+    assert "wandb: syncing" in done.stderr
+
+
 def test_report_of_a_half_done_sweep_says_so(desk: Path) -> None:
     sweep = sweep_of(desk / "outputs")
     fill(sweep, grid(sweep.store, 0.1))
@@ -720,12 +730,14 @@ def test_in_a_process_stdout_is_pure_and_errors_are_one_line(place: Path) -> Non
     assert missing.stderr.startswith("yours: no sweep there")
 
 
-def test_a_closed_pipe_ends_quietly(place: Path) -> None:
+@pytest.mark.parametrize(("command", "reader", "expected"), [("ls many", "head -1", "sweep "), ("ls", "true", "")])
+def test_a_closed_pipe_ends_quietly(place: Path, command: str, reader: str, expected: str) -> None:
+    """Whether it closes in the midst of the output, or before so little that all of it waits in a buffer."""
     done = subprocess.run(
-        ["bash", "-c", f'"{sys.executable}" -m emosteer.sweep_cli ls many | head -1; exit "${{PIPESTATUS[0]}}"'],
+        ["bash", "-c", f'"{sys.executable}" -m emosteer.sweep_cli {command} | {reader}; exit "${{PIPESTATUS[0]}}"'],
         cwd=place, text=True, capture_output=True, timeout=60, check=False,
     )  # fmt: skip
-    assert done.stdout.startswith("sweep ")
+    assert done.stdout.startswith(expected)
     assert done.stderr == ""
     assert done.returncode == 141
 

@@ -54,8 +54,9 @@ def sweep_in(directory: Path) -> Sweep:
             )
     store = Path(read_json(manifests[-1])["store"])
     # A tree that was moved keeps its store beside its sweeps.
-    beside = directory.absolute().parent / store.name
-    return Sweep(directory.absolute(), Store(store if store.exists() or not beside.exists() else beside))
+    root = directory.resolve()
+    beside = root.parent / store.name
+    return Sweep(root, Store(store if store.exists() or not beside.exists() else beside))
 
 
 def _manifests(directory: Path) -> list[Path]:

@@ -59,7 +59,7 @@ def utc(stamp: str) -> datetime:
     return datetime.strptime(stamp, STAMP).replace(tzinfo=UTC)
 
 
-def one_line(text: str, most: int = 300) -> str:
+def one_line(text: str, most: int = 160) -> str:
     """Text without line breaks, cut where it is long."""
     flat = " ".join(text.split())
     return flat if len(flat) <= most else f"{flat[: most - 3]}..."

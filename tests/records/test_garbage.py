@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from made_up_sweep import join, made_up_cell, publish, with_company
 
-from emosteer.records.cell import ATTRIBUTION, Cell
+from emosteer.records.cell import ATTRIBUTION, Cell, VectorSpec
 from emosteer.records.claims import Claims
 from emosteer.records.garbage import DAY, HOUR, References, delete, find
 from emosteer.records.publish import publish_directory, publish_file, publish_json
@@ -287,6 +287,16 @@ def test_ids_of_an_older_algorithm_are_references_too(store: Store, monkeypatch:
     records = {path for name in ("cells", "baselines", "vectors") for path in store.paths.kinds[name].iterdir()}
     assert len(records) == 7
     assert records.isdisjoint(found(store, sweep, unreferenced=True))
+
+
+def test_a_cell_refers_to_its_baseline_and_to_its_pairs_texts(store: Store) -> None:
+    """Also where it is joined alone, and where its direction is random, so that the texts make no vector."""
+    cell = made_up_cell(store, vector=VectorSpec("random", index=-1), attribution=None)
+    references = References()
+    references.add(cell)
+
+    assert references.records == {cell.id, cell.baseline().id}
+    assert {cell.prompts, cell.neutral, "texts of joy_sadness", "diagnostics of joy_sadness"} <= references.texts
 
 
 # --- deleting
