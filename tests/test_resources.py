@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from disks import fill, small_disk
 from made_up_sweep import made_up_cell
 from safetensors.torch import load_file, save_file
 from tiny_models import BLOCKS, WIDTH, tiny_model
 
 from emosteer.datasets import ContrastivePair, NeutralText
-from emosteer.errors import EmosteerError
+from emosteer.errors import EmosteerError, Unwritable
 from emosteer.records.cell import Cell, ModelSpec, VectorSpec
 from emosteer.records.claims import Claims
 from emosteer.records.store import Store
@@ -32,6 +33,10 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def cell(store: Store) -> Cell:
+    return of_the_tiny_model(store)
+
+
+def of_the_tiny_model(store: Store) -> Cell:
     made_up = made_up_cell(store)
     texts = store.keep_texts(PAIRS)
     return dataclasses.replace(
@@ -201,3 +206,19 @@ def test_a_shape_of_another_model_is_told(store: Store, cell: Cell) -> None:
         checked(vector, BLOCKS, 64)
     with pytest.raises(EmosteerError, match=r"the model needs \[5, 32\]"):
         checked(vector, 5, WIDTH)
+
+
+def test_a_vector_that_does_not_fit_is_no_vector(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        store = Store(disk / "store")
+        cell = of_the_tiny_model(store)
+        resources(store).residual_norm(cell)
+        stuffing = fill(disk)
+
+        with pytest.raises(Unwritable, match=r"cannot write .*: No space left on device; make room there"):
+            resources(store).vector(cell)
+        assert not store.paths.vector(cell.vector_id).exists()
+
+        stuffing.unlink()
+        assert list(store.paths.claims.iterdir()) == [], "nobody waits for it"
+        assert resources(store).vector(cell).directions.shape == (BLOCKS, WIDTH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import stat
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,9 +157,17 @@ def _keep_converted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
         temporary.mkdir(parents=True)
         fresh.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        _as_the_umask_wants(temporary)
         temporary.rename(directory)
     except Exception as error:  # the writers in Rust raise a SafetensorError, or a bare Exception, where the disk is full
         if not (directory / "config.json").exists():
             log.warning("cannot keep the converted weights in %s (%s): the next load converts again", directory, error)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _as_the_umask_wants(directory: Path) -> None:
+    """Give all files the permissions of a file that Python has made: safetensors lets nobody but the owner read its own."""
+    mode = (directory / "config.json").stat().st_mode
+    for path in directory.iterdir():
+        path.chmod(stat.S_IMODE(mode))

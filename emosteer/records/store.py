@@ -17,7 +17,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,13 +119,15 @@ class Store:
         put_aside(paths.directory, reason, "the cell is run again")
         return None
 
-    def check(self, cell: Cell) -> None:
+    def check(self, cell: Cell, score_keys: Iterable[str] = ()) -> None:
         """Look through all that is kept of a cell before it is reused: what is damaged is put aside and told, and is run again."""
         if cell.kind == ATTRIBUTION:
             self.attribution_summary(cell.attribution_id)
         elif self.cell_paths(cell).directory.is_dir():
             with contextlib.suppress(Damaged):
-                self.replies(cell)
+                n_replies = len(self.replies(cell))
+                for key in score_keys:
+                    self.scores(cell, key, n_replies)
 
     def publish(
         self,

@@ -82,8 +82,9 @@ class Sweep:
         }
         publish_json(self.paths.commands / self._next_name(), manifest)
         self.write_summary()
+        keys = [scorer.key for scorer in self.scorers()]
         for task in command.tasks:
-            self.store.check(task.cell)
+            self.store.check(task.cell, keys)
 
     def _next_name(self) -> str:
         """A manifest's file name, which orders it behind all others: also those of the same second, and of a clock that ran ahead."""

@@ -232,15 +232,19 @@ def test_commands_keep_their_order_when_the_clock_jumps(
 
 
 def test_a_command_reuses_nothing_that_was_edited(sweep: Sweep, store: Store) -> None:
-    cells = grid(store, 0.1, 0.2)
+    cells = grid(store, 0.1, 0.2, 0.3)
+    join(sweep, cells[:1])
+    scorers = sweep.scorers()
     for cell in cells:
-        publish(store, [], cell)
+        publish(store, scorers, cell)
     replies = store.cell_paths(cells[0]).replies
     replies.write_text(replies.read_text().replace("Reply", "Repli"))
+    store.cell_paths(cells[1]).score(scorers[0].key).write_text('{"metrics": {"joy": [1.0]}}')
 
     join(sweep, cells)
 
-    assert [store.is_done(cell) for cell in cells] == [False, True]
+    assert [store.is_done(cell) for cell in cells] == [False, True, True]
+    assert [sweep.state(cell, scorers) for cell in cells] == [PENDING, PENDING, DONE]
 
 
 def test_many_tasks_are_looked_at_by_listings(sweep: Sweep, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
