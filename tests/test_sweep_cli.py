@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import Result
 from made_up_sweep import join, made_up_cell, publish, settings, with_company
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import emosteer
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, Cell
