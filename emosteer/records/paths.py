@@ -64,6 +64,12 @@ class StorePaths:
     def attributions(self) -> Path:
         return self.root / "attributions"
 
+    @property
+    def kinds(self) -> dict[str, Path]:
+        """Where things of each kind lie, one file or directory each (a vector has two)."""
+        names = ("cells", "baselines", "attributions", "vectors", "residual_norms", "texts", "claims")
+        return {name: self.root / name for name in names}
+
     def cell(self, cell_id: str, is_baseline: bool = False) -> CellPaths:
         return CellPaths((self.baselines if is_baseline else self.cells) / cell_id)
 
