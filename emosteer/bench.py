@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from emosteer.worker import Loaded
+    from emosteer.engine import Engine
+    from emosteer.model.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that a worker holds, with the engine that keeps its prompts' keys and values."""
+
+    key: str
+    """Tells models that have to be loaded apart."""
+    model: LanguageModel
+    engine: Engine
 
 
 @dataclass

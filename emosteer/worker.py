@@ -11,18 +11,17 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import psutil
 import torch
 
 import emosteer
-from emosteer.bench import Bench
-from emosteer.datasets import Prompt
-from emosteer.engine import Decoding, Engine, Reply, Request, RowSeed
-from emosteer.errors import EmosteerError
-from emosteer.model.context_length import too_long
-from emosteer.model.language_model import LanguageModel, load
+from emosteer.bench import Bench, Loaded
+from emosteer.engine import Engine, Reply, Request, requests_for
+from emosteer.errors import Damaged, EmosteerError
+from emosteer.model.language_model import load
 from emosteer.model.source import find
 from emosteer.progress import Reporter, Silent
 from emosteer.records.cell import ATTRIBUTION, BASELINE, ModelSpec
@@ -34,6 +33,9 @@ from emosteer.scoring.scorer import Context
 
 log = logging.getLogger(__name__)
 
+NO_FAULT_OF_THE_CELL = (OSError, Damaged)
+"""A disk that is full or away, and texts that were edited: the worker ends and says so, and the cells stay to be run."""
+
 VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "scipy", "NRCLex", "simplemma", "vaderSentiment")
 
 
@@ -43,22 +45,12 @@ class _Prepared:
 
     task: Task
     requests: list[Request]
-    prompt_ids: list[str]
     resolved: Resolved
     replies: dict[int, Reply] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
         return len(self.replies) == len(self.requests)
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """The model that the worker holds."""
-
-    key: str
-    model: LanguageModel
-    engine: Engine
 
 
 class Worker:
@@ -103,6 +95,11 @@ class Worker:
                     # Cells are told as their replies come; others settled the rest, or it needed no replies.
                     self.report.settled(max(0, before - len(unsettled) - self._told))
                     self._told = 0
+        except EmosteerError:
+            raise
+        except OSError as error:
+            where = error.filename or self.store.paths.root
+            raise EmosteerError(f"{where}: {error.strerror or error}; give the same command again when that is mended") from error
         finally:
             self.claims.release_all()
 
@@ -114,7 +111,9 @@ class Worker:
         at_hand = self.bench.loaded.key if self.bench.loaded else None
         for key in sorted(by_model, key=lambda key: key != at_hand):
             claimed: list[Task] = []
-            for task in sorted(by_model[key], key=_order):
+            # One look tells which are held: those are tried last, since each costs several looks, and may be dead.
+            held = self.claims.taken()
+            for task in sorted(by_model[key], key=lambda task: (task.cell.id in held, _order(task))):
                 if len(claimed) == int(self.settings["worker"]["cells_per_claim"]):
                     break
                 lease = self.claims.take(task.cell.id)
@@ -123,7 +122,8 @@ class Worker:
                     claimed.append(task)
             # Another worker may have settled one between the look and the claim.
             still = self.sweep.unsettled(claimed, self.scorers)
-            self._release([task for task in claimed if task not in still])
+            there = {task.cell.id for task in still}
+            self._release([task for task in claimed if task.cell.id not in there])
             if still:
                 return still
         return []
@@ -173,7 +173,7 @@ class Worker:
         self.report.stage(f"attribution patching of {pair}")
         try:
             self._resources_of(loaded).attribution(task.cell)
-        except OSError:
+        except NO_FAULT_OF_THE_CELL:
             raise
         except Exception as error:
             self._fail(task, error)
@@ -185,7 +185,7 @@ class Worker:
         for task in tasks:
             try:
                 prepared.append(self._prepare(loaded, task))
-            except OSError:
+            except NO_FAULT_OF_THE_CELL:
                 raise
             except Exception as error:
                 self._fail(task, error)
@@ -196,12 +196,9 @@ class Worker:
     def _prepare(self, loaded: Loaded, task: Task) -> _Prepared:
         cell = task.cell
         steering, resolved = self._resources_of(loaded).steering(cell)
-        g = cell.generation
-        decoding = Decoding(g.max_new_tokens, g.min_new_tokens, g.do_sample, g.temperature, g.top_p)
-        rows = [(prompt, sample) for prompt in self.store.prompts(cell.prompts) for sample in range(g.n_samples)]
-        tokens = {prompt.id: _fitting(loaded.model, cell.prompts_name, prompt, g.max_new_tokens) for prompt, _ in rows}
-        requests = [Request(tokens[prompt.id], RowSeed(cell.seed, prompt.id, sample), steering, decoding) for prompt, sample in rows]
-        return _Prepared(task, requests, [prompt.id for prompt, _ in rows], resolved)
+        prompts = self.store.prompts(cell.prompts)
+        requests = requests_for(loaded.model, prompts, cell.generation, cell.seed, steering, where=cell.prompts_name)
+        return _Prepared(task, requests, resolved)
 
     def _reply(self, loaded: Loaded, prepared: Sequence[_Prepared]) -> None:
         """Generate and publish; where the batch raises, every cell runs alone, so that only the bad one fails."""
@@ -233,7 +230,7 @@ class Worker:
         cell = done.task.cell
         replies = [
             StoredReply(
-                done.prompt_ids[i],
+                request.row_seed.prompt_id,
                 request.row_seed.sample,
                 loaded.model.dialogue.reply(done.replies[i].tokens),
                 done.replies[i].tokens,
@@ -258,13 +255,16 @@ class Worker:
             missing = self.sweep.unscored(task.cell, self.scorers)
             if not missing:
                 continue
-            replies = self.store.replies(task.cell)
+            try:
+                replies = self.store.replies(task.cell)
+            except Damaged:
+                continue  # put aside and told: the next round runs it again
             texts = [reply.reply for reply in replies]
             for scorer in missing:
                 try:
-                    context = {"context": self._context(loaded, task, replies)} if scorer.needs_model else {}
-                    metrics = scorer.function(texts, **scorer.options, **context)
-                    _check_lengths(scorer.name, metrics, len(texts))
+                    metrics = scorer.measure(texts, partial(self._context, loaded, task, replies))
+                except Damaged:
+                    raise
                 except Exception as error:
                     # The other scorers go on: one that fails takes none of their columns with it.
                     self._fail(task, error)
@@ -322,20 +322,6 @@ def _completed(engine: Engine, prepared: Sequence[_Prepared], on_tokens: Callabl
         cell.replies[i] = reply
         if cell.is_complete:
             yield cell
-
-
-def _fitting(model: LanguageModel, where: str, prompt: Prompt, max_new_tokens: int) -> tuple[int, ...]:
-    """A prompt's tokens; raises EmosteerError where they and the reply are more than the model's context."""
-    tokens = model.dialogue.prompt(prompt.messages)
-    if model.context is not None and len(tokens) + max_new_tokens > model.context:
-        raise EmosteerError(too_long(where, prompt.id, len(tokens), max_new_tokens, model.name, model.context))
-    return tokens
-
-
-def _check_lengths(name: str, metrics: dict[str, list[float]], n: int) -> None:
-    for metric, values in metrics.items():
-        if len(values) != n:
-            raise EmosteerError(f"scorer {name}: {metric} has {len(values)} values for {n} replies")
 
 
 def _order(task: Task) -> int:
