@@ -1,6 +1,7 @@
 # `make sweep` and `make test` set everything up themselves, and are quick the second time.
 #   make sweep      the demonstration sweep: SmolLM2 on this machine, some three minutes
-#   make test       lint, types and all tests, about ten minutes
+#   make test       lint, types and all tests but the slow ones, about ten minutes
+#   make test-slow  the tests that take a minute or more each: real installs
 #   make benchmark  speed against what people do today, as ratios in one run
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: install sweep test lint benchmark clean
+.PHONY: install sweep test test-slow lint benchmark clean
 
 install: $(READY)
 
@@ -27,6 +28,9 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/pytest $(ARGS)
+
+test-slow: $(READY)
+	$(BIN)/pytest -m slow $(ARGS)
 
 benchmark: $(READY)
 	$(BIN)/python benchmarks/generation.py $(ARGS)
