@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 from distributions import PROJECT
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 DECLARED = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = DECLARED["optional-dependencies"]
+OLDEST_PYTHON = "3.11.2"
+"""Debian 12's."""
 PIN = re.compile(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.]+)")
 
 
@@ -42,6 +45,12 @@ def test_what_requirements_require_is_pinned_and_installed() -> None:
     pinned = pins()
     installed = dict(closure(Requirement("emosteer[dev]"), set()))
     assert {name: pinned.get(name) for name in installed} == installed
+
+
+def test_what_is_pinned_runs_on_the_oldest_python() -> None:
+    names = dict(closure(Requirement("emosteer[dev]"), set()))
+    demands = {name: distribution(name).metadata["Requires-Python"] or "" for name in names}
+    assert [name for name, python in demands.items() if not SpecifierSet(python).contains(OLDEST_PYTHON)] == []
 
 
 def closure(requirement: Requirement, seen: set[str]) -> Iterator[tuple[str, str]]:
