@@ -7,6 +7,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import distribution, packages_distributions
 from pathlib import Path
 
@@ -43,25 +44,30 @@ def test_every_requirement_is_pinned_within_its_bounds(group: str) -> None:
 
 def test_what_requirements_require_is_pinned_and_installed() -> None:
     pinned = pins()
-    installed = dict(closure(Requirement("emosteer[dev]"), set()))
-    assert {name: pinned.get(name) for name in installed} == installed
+    assert {name: pinned.get(name) for name in everything()} == everything()
 
 
 def test_what_is_pinned_runs_on_the_oldest_python() -> None:
-    names = dict(closure(Requirement("emosteer[dev]"), set()))
-    demands = {name: distribution(name).metadata["Requires-Python"] or "" for name in names}
+    demands = {name: distribution(name).metadata["Requires-Python"] or "" for name in everything()}
     assert [name for name, python in demands.items() if not SpecifierSet(python).contains(OLDEST_PYTHON)] == []
 
 
+@cache
+def everything() -> dict[str, str]:
+    """Name and installed version of all that the project and its extras bring."""
+    declared = [Requirement(one) for group in (DECLARED["dependencies"], *EXTRAS.values()) for one in group]
+    seen: set[str] = set()
+    return dict(found for requirement in declared if requirement.name != "emosteer" for found in closure(requirement, seen))
+
+
 def closure(requirement: Requirement, seen: set[str]) -> Iterator[tuple[str, str]]:
-    """Name and installed version (without a local build's suffix) of all that a requirement brings, but for emosteer itself."""
+    """Name and installed version (without a local build's suffix) of a requirement and of all that it requires."""
     name = canonicalize_name(requirement.name)
     if str(requirement) in seen:
         return
     seen.add(str(requirement))
     found = distribution(name)
-    if name != "emosteer":
-        yield name, found.version.partition("+")[0]
+    yield name, found.version.partition("+")[0]
     for needed in map(Requirement, found.requires or ()):
         if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in ("", *requirement.extras)):
             yield from closure(needed, seen)
