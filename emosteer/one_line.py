@@ -43,8 +43,8 @@ def one_line(error: BaseException) -> str | None:
         return _value(error)
     if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve flag")):
         return f"{error}: leave out -m, for example"
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError):
+        return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
     return None
 
 

@@ -25,6 +25,7 @@ LAYERS = (
     ("arguments", "finaliser", "launcher"),
     ("comparison", "hydra_jobs"),
     ("api", "callback", "main", "sweep_cli"),
+    ("__main__",),
 )
 """From left to right. Those of one layer know nothing of each other."""
 PLACE = {name: place for place, names in enumerate(LAYERS) for name in names}
