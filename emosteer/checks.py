@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import re
@@ -13,13 +14,29 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from emosteer.config import METRICS, MODES, SCOPES, SITES, TRACKERS, TRACKING_MODES, UNITS, VECTOR_METHODS, Config
+from emosteer.config import (
+    EFFECTS,
+    METRICS,
+    MODES,
+    NUMBERS,
+    SCOPES,
+    SITES,
+    TRACKERS,
+    TRACKING_MODES,
+    UNITS,
+    VECTOR_METHODS,
+    Config,
+    ObjectiveConfig,
+)
 from emosteer.errors import EmosteerError
 from emosteer.scoring.scorer import find_scorers
 
 NAME = re.compile(r"[^\W.](?:[\w .+=,@-]*[^\W.])?")
 LONGEST_NAME = 200
 """Bytes of a sweep's name: a file system allows 255, and what is written beside it has longer names."""
+
+OWN_SCORERS = "emosteer."
+"""How the dotted path of a shipped scorer begins; what others measure is known when they have run."""
 
 FREE_OF_IDS = ("name", "store", "mode", "tracking", "engine", "worker", "statistics", "objective")
 """Keys of which nothing enters an id."""
@@ -178,8 +195,7 @@ def _check_vector_method(method: str) -> None:
 
 
 def _check_primary(primary: str, scorers: Sequence[str]) -> None:
-    # What a scorer of the user's measures is known when it has run.
-    if primary not in METRICS and all(scorer.startswith("emosteer.") for scorer in scorers):
+    if primary not in METRICS and all(scorer.startswith(OWN_SCORERS) for scorer in scorers):
         raise EmosteerError(f"pair.primary={primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
 
 
@@ -190,8 +206,27 @@ def _check_objective(config: Config) -> None:
     for column, limit in objective.at_most.items():
         if not math.isfinite(limit):
             raise EmosteerError(f"objective.at_most.{column}={limit}: give a finite number")
+    if all(scorer.target.startswith(OWN_SCORERS) for scorer in find_scorers(config.scorers)):
+        _check_columns(objective)
     if objective.column and "beyond_random" in objective.column and not config.controls.random:
         raise EmosteerError(f"objective.column={objective.column} needs random controls: give controls.random=1 or more")
+
+
+def _check_columns(objective: ObjectiveConfig) -> None:
+    known = [*(f"{metric}_{effect}" for metric in METRICS for effect in EFFECTS), *NUMBERS]
+    columns = [("objective.column", objective.column), *(("objective.at_most", column) for column in objective.at_most)]
+    for key, column in columns:
+        if column is not None and column not in known:
+            raise EmosteerError(
+                f"{key}={column}: results have no such column{near(column, known)}; for example joy_delta, joy_beyond_random, "
+                f"perplexity_ratio"
+            )
+
+
+def near(given: str, known: Sequence[str]) -> str:
+    """The known word that is most like a given one, as a question in brackets; nothing where none is."""
+    found = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def leaves(container: Any, key: str = "") -> Iterator[tuple[str, Any]]:

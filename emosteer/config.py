@@ -23,6 +23,13 @@ METRICS = (
     *("words", "repetition", "duplication", "perplexity"),
 )
 """What the shipped scorers measure."""
+EFFECTS = (
+    *("n", "baseline", "steered", "delta", "ci_low", "ci_high", "effect_size", "p", "p_perm", "q"),
+    *("beyond_random", "beyond_random_ci_low", "beyond_random_ci_high", "beyond_random_p", "beyond_random_q"),
+)
+"""What `results` says of each metric: the ends of its columns, such as joy_delta."""
+NUMBERS = ("perplexity_ratio", "layer", "coefficient", "coefficient_raw", "coefficient_fraction", "n_tokens", "seconds")
+"""Columns of `results` with other numbers that tell cells apart."""
 TRACKERS = ("wandb", "none")
 TRACKING_MODES = ("auto", "offline", "online")
 

@@ -106,6 +106,16 @@ def link_jobs(jobs: Sequence[Job], cells: Sequence[Cell], sweep: Sweep) -> None:
         publish_link(link, os.path.relpath(target, link.parent))
 
 
+def unlink_jobs(sweep: Sweep) -> None:
+    """Take away the links that an earlier command left, before a launcher of Hydra's own writes jobs' files into their directories.
+
+    Through a link of the same number they would go into the store, to a cell of other values.
+    """
+    for path in sweep.paths.root.rglob("*"):
+        if path.is_symlink() and path.resolve().is_relative_to(sweep.store.paths.root.resolve()):
+            path.unlink()
+
+
 def work(sweep: Sweep, bench: Bench | None = None) -> None:
     """Run what a sweep lacks, in this process.
 

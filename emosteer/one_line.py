@@ -5,20 +5,31 @@ Hydra's and OmegaConf's own messages take several lines and speak of their inter
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException, ValidationError
+from omegaconf.errors import ConfigKeyError, InterpolationKeyError, OmegaConfBaseException, ValidationError
 
-from emosteer.checks import SECRET, secret_refused
+from emosteer.checks import SECRET, near, secret_refused
 from emosteer.config import Config
 from emosteer.errors import EmosteerError
 
 PLUGINS = {"optuna": "optuna", "joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit"}
 """Options that a package brings, and emosteer's extra that installs it."""
+
+FLAGS = {
+    "Only one of --": ": leave out -m, for example",
+    "The --resolve flag": "",
+    "Expecting one subcommand": ", for example: emosteer -sc install=bash",
+    "No completion plugin": "",
+    "File .* does not exist!": " --experimental-rerun takes the config.pickle of Hydra's PickleJobInfoCallback",
+}
+"""What Hydra says of its flags, as patterns, and the way out where it names none."""
+
+OWN_CONFIGS = re.compile(r"emosteer[./]conf\b")
+CONFIG_PATH = "--config-path leaves out emosteer's own configurations: --config-dir=DIR adds yours to them"
 
 EXPECTED = {
     "Integer": "a whole number",
@@ -41,8 +52,9 @@ def one_line(error: BaseException) -> str | None:
         return _composition(error)
     if isinstance(error, OmegaConfBaseException):
         return _value(error)
-    if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve flag")):
-        return f"{error}: leave out -m, for example"
+    if type(error) is ValueError:
+        text = " ".join(str(error).split())
+        return next((f"{text}{remedy}" for pattern, remedy in FLAGS.items() if re.match(pattern, text)), None)
     if isinstance(error, OSError):
         return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
     return None
@@ -53,7 +65,7 @@ def _unknown_option(error: MissingConfigException) -> str:
     if option in PLUGINS:
         return f"{group}={option}: its package is missing; run: pip install 'emosteer[{PLUGINS[option]}]'"
     options = sorted(error.options or ())
-    return f"{group}={option}: no such option{_near(option, options)}; choose one of {', '.join(options)}"
+    return f"{group}={option}: no such option{near(option, options)}; choose one of {', '.join(options)}"
 
 
 def _unparsed(error: OverrideParseException) -> str:
@@ -62,7 +74,7 @@ def _unparsed(error: OverrideParseException) -> str:
 
 
 def _composition(error: HydraException) -> str:
-    cause = error.__cause__
+    cause = error.__cause__ or error.__context__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else ""
     if (key := re.search(r"Could not override '([^']+)'", first)) is not None:
@@ -76,11 +88,22 @@ def _composition(error: HydraException) -> str:
         return f"{sweep[1]}: several values are a sweep: add -m"
     if first.endswith("INTERVAL_SWEEP"):
         return "an interval is for sweepers that search: give a list or a range, or add hydra/sweeper=optuna"
-    if isinstance(error, MissingConfigException) and first.startswith("Cannot find primary config"):
-        return first.replace(". Check that", ": check that")
+    if isinstance(error, MissingConfigException):
+        return _unknown_config(lines)
+    if isinstance(cause, ConfigKeyError) and (file := re.match(r"In '(.+)': ", first)) is not None:
+        return _unknown_key_of_file(file[1], str(cause.full_key))
     if isinstance(cause, OmegaConfBaseException):
         return "; ".join(filter(None, [first, _value(cause)]))
     return "; ".join(lines)
+
+
+def _unknown_config(lines: Sequence[str]) -> str:
+    first = lines[0].rstrip(".")
+    if first.startswith("Primary config directory not found"):
+        return f"{first}: {lines[1].lower()}; {CONFIG_PATH}"
+    if first.startswith("In ") and not OWN_CONFIGS.search(" ".join(lines)):
+        return f"{first}; {CONFIG_PATH}"
+    return f"{first.replace('. Check that', ': check that')} (emosteer --info searchpath shows where it is looked for)"
 
 
 def _value(error: OmegaConfBaseException) -> str:
@@ -93,6 +116,8 @@ def _reason(error: OmegaConfBaseException) -> str:
     reason = str(error).splitlines()[0]
     if (missing := re.search(r"Missing mandatory value: (\S+)", reason)) is not None:
         return f"a value is missing; give {missing[1]}=..."
+    if isinstance(error, InterpolationKeyError):
+        return f"{reason}; emosteer --cfg all shows every key"
     wanted = re.search(r"could not be converted to (\w+)|is not a valid (\w+)", reason)
     kind = wanted[1] or wanted[2] if wanted else ""
     return f"give {EXPECTED[kind]}" if kind in EXPECTED else reason
@@ -102,12 +127,14 @@ def _unknown_key(key: str) -> str:
     name = key.partition("@")[0]
     if SECRET.search(name.rpartition(".")[2]):
         return secret_refused(name)
-    return f"{name}: no such key{_near(name, known_keys())}; emosteer --help lists all (+{name}=... adds one of your own)"
+    return f"{name}: no such key{near(name, known_keys())}; emosteer --help lists all (+{name}=... adds one of your own)"
 
 
-def _near(given: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
-    return f" (did you mean {near[0]}?)" if near else ""
+def _unknown_key_of_file(file: str, key: str) -> str:
+    return (
+        f"{file}.yaml: {key}: no such key{near(key, known_keys())}; emosteer --help lists all "
+        f"(a file that sets keys of several groups begins with the line # @package _global_)"
+    )
 
 
 def known_keys(kind: type = Config, prefix: str = "") -> list[str]:
