@@ -29,8 +29,24 @@ EXPECTED = {
 """What a type is called outside."""
 
 
+LONGEST = 300
+"""Characters of a line."""
+
+
 def one_line(error: BaseException) -> str | None:
     """The line for a user, or None for an error that is not the user's to mend."""
+    line = _told(error)
+    return None if line is None else printable(line)
+
+
+def printable(text: str) -> str:
+    """A text as one line that a terminal shows as it is: what would move its cursor is escaped, and the middle of much left out."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    half = LONGEST // 2 - 2
+    return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"
+
+
+def _told(error: BaseException) -> str | None:
     if isinstance(error, EmosteerError):
         return str(error)
     if isinstance(error, MissingConfigException) and error.options is not None:
