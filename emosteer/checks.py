@@ -110,7 +110,10 @@ def _keys_of_groups() -> dict[str, list[str]]:
 def check_writable(key: str, directory: Path) -> None:
     """Raise EmosteerError where a directory that `key` names could not be made or written to; nothing is made."""
     directory = directory.absolute()
-    there = next(path for path in (directory, *directory.parents) if path.exists())
+    try:
+        there = next(path for path in (directory, *directory.parents) if path.exists())
+    except OSError as error:
+        raise EmosteerError(f"{key}={directory}: {error.strerror}; give another place") from None
     if not there.is_dir():
         raise EmosteerError(f"{key}={directory}: {there} is a file; give another place")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -120,6 +123,8 @@ def check_writable(key: str, directory: Path) -> None:
 def check_values(config: Config) -> None:
     """Raise EmosteerError for the first value that cannot be used."""
     check_sweep_name(config.name)
+    if not config.store.strip() or "\0" in config.store:
+        raise EmosteerError(f"store={config.store!r}: give a directory, such as outputs/store")
     for key, value, valid in (
         ("mode", config.mode, MODES),
         ("scope", config.scope, SCOPES),
