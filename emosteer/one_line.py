@@ -73,8 +73,9 @@ def _unknown_option(error: MissingConfigException) -> str:
 
 
 def _unparsed(error: OverrideParseException) -> str:
-    reason = error.message.splitlines()[0].removeprefix("LexerNoViableAltException: ")
-    return f"{error.override}: cannot be read ({reason}); quote what holds special characters: 'key=\"value\"'"
+    reason = error.message.splitlines()[0].removeprefix("LexerNoViableAltException: ").partition(" expecting {")[0]
+    why = "" if reason.startswith("Error parsing override") or reason == error.override else f" ({reason})"
+    return f"{error.override}: cannot be read{why}; quote what holds special characters: 'key=\"value\"'"
 
 
 def _composition(error: HydraException) -> str:
@@ -109,6 +110,10 @@ def _reason(error: OmegaConfBaseException) -> str:
     reason = str(error).splitlines()[0]
     if (missing := re.search(r"Missing mandatory value: (\S+)", reason)) is not None:
         return f"a value is missing; give {missing[1]}=..."
+    if reason.endswith("is not Optional"):
+        return "give a value other than null"
+    if reason.startswith("Cannot convert ") and " to string" in reason:
+        return f"give {EXPECTED['String']}"
     wanted = re.search(r"could not be converted to (\w+)", reason)
     return f"give {EXPECTED[wanted[1]]}" if wanted and wanted[1] in EXPECTED else reason
 
