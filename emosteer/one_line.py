@@ -59,6 +59,8 @@ def _told(error: BaseException) -> str | None:
         return _value(error)
     if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve flag")):
         return f"{error}: leave out -m, for example"
+    if isinstance(error, ValueError) and str(error).startswith("Config group override must be a string"):
+        return "a group (model, pair, generation, ...) takes the name of one of its options, not a number: emosteer --help lists them"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return None
@@ -83,7 +85,11 @@ def _composition(error: HydraException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else ""
     if (key := re.search(r"Could not override '([^']+)'", first)) is not None:
-        return _unknown_key(key[1])
+        return _unknown_key(str(getattr(cause, "full_key", None) or key[1]))
+    if (deleted := re.search(r"Could not delete from config\. '([^']+)'", first)) is not None:
+        return f"~{deleted[1]}: no such key{_near(deleted[1], known_keys())}; emosteer --help lists all"
+    if (twice := re.match(r"Multiple values for (\S+)\.", first)) is not None:
+        return f"+{twice[1]}: there is one already; leave out the +"
     if (override := re.match(r"Error merging override (.+)", first)) is not None and isinstance(cause, OmegaConfBaseException):
         return f"{override[1]}: {_reason(cause)}"
     if (ambiguous := re.match(r"Ambiguous value for argument '(.+)'", first)) is not None:
@@ -108,8 +114,12 @@ def _value(error: OmegaConfBaseException) -> str:
 
 def _reason(error: OmegaConfBaseException) -> str:
     reason = str(error).splitlines()[0]
-    if (missing := re.search(r"Missing mandatory value: (\S+)", reason)) is not None:
+    if (missing := re.search(r"[Mm]issing mandatory value: (\S+)", reason)) is not None:
         return f"a value is missing; give {missing[1]}=..."
+    if "is not a valid bool" in reason:
+        return f"give {EXPECTED['Boolean']}"
+    if "does not support deletion" in reason:
+        return "cannot be deleted; give it a value instead"
     if reason.endswith("is not Optional"):
         return "give a value other than null"
     if reason.startswith("Cannot convert ") and " to string" in reason:
@@ -122,6 +132,8 @@ def _unknown_key(key: str) -> str:
     name = key.partition("@")[0]
     if SECRET.search(name.rpartition(".")[2]):
         return secret_refused(name)
+    if name in known_keys():
+        return f"{key}: cannot be overridden so; emosteer --help shows how to choose an option of {name}"
     return f"{name}: no such key{_near(name, known_keys())}; emosteer --help lists all (+{name}=... adds one of your own)"
 
 
