@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -48,10 +48,20 @@ def check_no_secrets(cfg: DictConfig) -> None:
     Args:
         cfg: a composed configuration with Hydra's part still in it.
     """
-    typed = [line.partition("=") for line in (*given_overrides(cfg, "task"), *given_overrides(cfg, "hydra"))]
-    keys = [key.lstrip("+~") for key, _, value in typed if value not in ("", "null")]
+    check_no_typed_secrets([*given_overrides(cfg, "task"), *given_overrides(cfg, "hydra")])
     # env_copy puts values of the environment into env_set, which Hydra writes down.
-    keys += [f"hydra.job.env_set.{key}" for key in cfg.hydra.job.env_set]
+    _refuse_secrets(f"hydra.job.env_set.{key}" for key in cfg.hydra.job.env_set)
+
+
+def check_no_typed_secrets(arguments: Sequence[str]) -> None:
+    """Refuse secrets among overrides as they were typed, before an error can show them; raises EmosteerError, without the value."""
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if value not in ("", "null"):
+            _refuse_secrets([key.lstrip("+~"), *re.findall(r"([\w.]+)['\"]?\s*:", value)])
+
+
+def _refuse_secrets(keys: Iterable[str]) -> None:
     for key in keys:
         if SECRET.search(key.rpartition(".")[2]):
             raise EmosteerError(secret_refused(key))

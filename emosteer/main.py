@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from emosteer.checks import check_no_typed_secrets
 from emosteer.config import register
 from emosteer.hydra_jobs import Refused, job, refusals, sweep_directory, with_hydra
 from emosteer.one_line import one_line
@@ -59,6 +60,7 @@ def main() -> None:
     is_full = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"
     try:
+        check_no_typed_secrets(sys.argv[1:])
         run()
     except KeyboardInterrupt:
         print("\nInterrupted. Finished cells are kept: the same command goes on from there.", file=sys.stderr)

@@ -29,6 +29,18 @@ EXPECTED = {
 """What a type is called outside."""
 
 
+REASONS = {
+    r"is not a valid bool": "give true or false",
+    r"does not support deletion": "cannot be deleted; give it a value instead",
+    r"is not Optional$": "give a value other than null",
+    r"is not a ListConfig, list or tuple": "give a list, such as [a,b]",
+    r"Interpolation key '(.*)' not found": "${{{0}}} refers to no key; give a value, or the name of a key",
+    r"Unsupported interpolation type (.*)": "${{{0}:...}} is no resolver; give a value",
+    r"Recursive interpolation detected": "its interpolation comes back to itself; give a value",
+    r"Environment variable '(.*)' not found": "the environment variable {0} is not set; export it, or give a value",
+}
+"""OmegaConf's reasons, and what is told of them."""
+
 LONGEST = 300
 """Characters of a line."""
 
@@ -42,7 +54,7 @@ def one_line(error: BaseException) -> str | None:
 def printable(text: str) -> str:
     """A text as one line that a terminal shows as it is: what would move its cursor is escaped, and the middle of much left out."""
     line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    half = LONGEST // 2 - 2
+    half = LONGEST // 2 - 3
     return line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}"
 
 
@@ -116,16 +128,13 @@ def _reason(error: OmegaConfBaseException) -> str:
     reason = str(error).splitlines()[0]
     if (missing := re.search(r"[Mm]issing mandatory value: (\S+)", reason)) is not None:
         return f"a value is missing; give {missing[1]}=..."
-    if "is not a valid bool" in reason:
-        return f"give {EXPECTED['Boolean']}"
-    if "does not support deletion" in reason:
-        return "cannot be deleted; give it a value instead"
-    if reason.endswith("is not Optional"):
-        return "give a value other than null"
+    for part, told in REASONS.items():
+        if (found := re.search(part, reason)) is not None:
+            return told.format(*found.groups())
     if reason.startswith("Cannot convert ") and " to string" in reason:
         return f"give {EXPECTED['String']}"
     wanted = re.search(r"could not be converted to (\w+)", reason)
-    return f"give {EXPECTED[wanted[1]]}" if wanted and wanted[1] in EXPECTED else reason
+    return f"give {EXPECTED[wanted[1]]}" if wanted and wanted[1] in EXPECTED else reason.partition(" expecting {")[0]
 
 
 def _unknown_key(key: str) -> str:
