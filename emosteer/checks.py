@@ -166,7 +166,7 @@ def check_values(config: Config) -> None:
     _check_generation(config)
     _check_vector_method(config.vector.method)
     _check_primary(config.pair.primary, [scorer.target for scorer in find_scorers(config.scorers)])
-    _check_objective(config)
+    _check_objective(config, has_own_scorers=any(not s.target.startswith("emosteer.") for s in find_scorers(config.scorers)))
 
 
 def _check_generation(config: Config) -> None:
@@ -198,8 +198,12 @@ def _check_primary(primary: str, scorers: Sequence[str]) -> None:
         raise EmosteerError(f"pair.primary={primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
 
 
-def _check_objective(config: Config) -> None:
+def _check_objective(config: Config, has_own_scorers: bool) -> None:
     objective = config.objective
+    for key, column in (("objective.column", objective.column), *(("objective.at_most", name) for name in objective.at_most)):
+        # What a scorer of the user's measures is known when it has run.
+        if column is not None and not has_own_scorers and not column.startswith(tuple(f"{metric}_" for metric in METRICS)):
+            raise EmosteerError(f"{key}={column}: results have no such column; for example joy_beyond_random, perplexity_ratio")
     if objective.direction not in ("maximize", "minimize"):
         raise EmosteerError(f"objective.direction={objective.direction}: choose one of maximize, minimize")
     for column, limit in objective.at_most.items():

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import difflib
 import re
+import traceback
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 
+import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
@@ -34,6 +36,7 @@ REASONS = {
     r"does not support deletion": "cannot be deleted; give it a value instead",
     r"is not Optional$": "give a value other than null",
     r"is not a ListConfig, list or tuple": "give a list, such as [a,b]",
+    r"Merge error: (\w+) is not a subclass": "a {0} where keys with their values are expected",
     r"Interpolation key '(.*)' not found": "${{{0}}} refers to no key; give a value, or the name of a key",
     r"Unsupported interpolation type (.*)": "${{{0}:...}} is no resolver; give a value",
     r"Recursive interpolation detected": "its interpolation comes back to itself; give a value",
@@ -71,11 +74,46 @@ def _told(error: BaseException) -> str | None:
         return _value(error)
     if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve flag")):
         return f"{error}: leave out -m, for example"
+    if (file := _configuration_file(error)) is not None:
+        return _broken_file(error, file)
+    if isinstance(error, RecursionError) and _passed(error, "hydra/_internal/defaults_list.py"):
+        return "a defaults list comes back to its own file: take it out of there"
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be a string"):
         return "a group (model, pair, generation, ...) takes the name of one of its options, not a number: emosteer --help lists them"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return None
+
+
+def _passed(error: BaseException, file: str) -> bool:
+    """Whether an error came out of a source file."""
+    return any(frame.f_code.co_filename.endswith(file) for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+def _configuration_file(error: BaseException) -> str | None:
+    """The user's configuration file that Hydra was reading; neither it nor YAML always says which."""
+    if not isinstance(error, yaml.YAMLError | UnicodeDecodeError):
+        return None
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    files = [frame.f_locals.get("full_path") for frame in frames if frame.f_code.co_filename.endswith("config_source.py")]
+    return str(files[-1]) if files else None
+
+
+def _broken_file(error: BaseException, file: str) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"{file}: not UTF-8 (byte {error.start}); save the file as UTF-8"
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or getattr(error, "reason", "unreadable")
+    where = f":{mark.line + 1}" if mark else ""
+    return f"{file}{where}: not YAML that emosteer reads ({problem}); mend it there"
+
+
+def _in_file(file: str, lines: Sequence[str]) -> str:
+    """What is wrong in a configuration file that was read: Hydra's lines say it, one of them with the key."""
+    keys = [line.removeprefix("full_key:").strip() for line in lines if line.startswith("full_key:")]
+    key, reason = keys[0] if keys else "", lines[0].partition("full_key:")[0].strip()
+    if reason.startswith("Key "):
+        return f"{file}.yaml: {_unknown_key(key)}"
+    return f"{file}.yaml: {f'{key}: ' if key else ''}{_translated(reason)}"
 
 
 def _unknown_option(error: MissingConfigException) -> str:
@@ -100,6 +138,8 @@ def _composition(error: HydraException) -> str:
         return _unknown_key(str(getattr(cause, "full_key", None) or key[1]))
     if (deleted := re.search(r"Could not delete from config\. '([^']+)'", first)) is not None:
         return f"~{deleted[1]}: no such key{_near(deleted[1], known_keys())}; emosteer --help lists all"
+    if (inside := re.match(r"In '(.+)': \w+ raised while composing config", first)) is not None and len(lines) > 1:
+        return _in_file(inside[1], lines[1:])
     if (twice := re.match(r"Multiple values for (\S+)\.", first)) is not None:
         return f"+{twice[1]}: there is one already; leave out the +"
     if (override := re.match(r"Error merging override (.+)", first)) is not None and isinstance(cause, OmegaConfBaseException):
@@ -125,7 +165,10 @@ def _value(error: OmegaConfBaseException) -> str:
 
 
 def _reason(error: OmegaConfBaseException) -> str:
-    reason = str(error).splitlines()[0]
+    return _translated(str(error).splitlines()[0])
+
+
+def _translated(reason: str) -> str:
     if (missing := re.search(r"[Mm]issing mandatory value: (\S+)", reason)) is not None:
         return f"a value is missing; give {missing[1]}=..."
     for part, told in REASONS.items():
