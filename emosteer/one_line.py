@@ -72,14 +72,19 @@ def _told(error: BaseException) -> str | None:
         return _composition(error)
     if isinstance(error, OmegaConfBaseException):
         return _value(error)
-    if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve flag")):
-        return f"{error}: leave out -m, for example"
+    return _built_in(error)
+
+
+def _built_in(error: BaseException) -> str | None:
+    """Of Python's own errors, the few that are the user's to mend."""
     if (file := _configuration_file(error)) is not None:
         return _broken_file(error, file)
     if isinstance(error, RecursionError) and _passed(error, "hydra/_internal/defaults_list.py"):
         return "a defaults list comes back to its own file: take it out of there"
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be a string"):
         return "a group (model, pair, generation, ...) takes the name of one of its options, not a number: emosteer --help lists them"
+    if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve flag")):
+        return f"{error}: leave out -m, for example"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return None
@@ -134,16 +139,30 @@ def _composition(error: HydraException) -> str:
     cause = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = lines[0] if lines else ""
+    if (told := _wrong_override(first, cause) or _misplaced_sweep(first)) is not None:
+        return told
+    if (inside := re.match(r"In '(.+)': \w+ raised while composing config", first)) is not None and len(lines) > 1:
+        return _in_file(inside[1], lines[1:])
+    if isinstance(error, MissingConfigException) and first.startswith("Cannot find primary config"):
+        return first.replace(". Check that", ": check that")
+    if isinstance(cause, OmegaConfBaseException):
+        return "; ".join(filter(None, [first, _value(cause)]))
+    return "; ".join(lines)
+
+
+def _wrong_override(first: str, cause: BaseException | None) -> str | None:
     if (key := re.search(r"Could not override '([^']+)'", first)) is not None:
         return _unknown_key(str(getattr(cause, "full_key", None) or key[1]))
     if (deleted := re.search(r"Could not delete from config\. '([^']+)'", first)) is not None:
         return f"~{deleted[1]}: no such key{_near(deleted[1], known_keys())}; emosteer --help lists all"
-    if (inside := re.match(r"In '(.+)': \w+ raised while composing config", first)) is not None and len(lines) > 1:
-        return _in_file(inside[1], lines[1:])
     if (twice := re.match(r"Multiple values for (\S+)\.", first)) is not None:
         return f"+{twice[1]}: there is one already; leave out the +"
     if (override := re.match(r"Error merging override (.+)", first)) is not None and isinstance(cause, OmegaConfBaseException):
         return f"{override[1]}: {_reason(cause)}"
+    return None
+
+
+def _misplaced_sweep(first: str) -> str | None:
     if (ambiguous := re.match(r"Ambiguous value for argument '(.+)'", first)) is not None:
         key_name, _, values = ambiguous[1].partition("=")
         return f"{ambiguous[1]}: several values are a sweep: add -m; or give one list: '{key_name}=[{values}]'"
@@ -151,11 +170,7 @@ def _composition(error: HydraException) -> str:
         return f"{sweep[1]}: several values are a sweep: add -m"
     if first.endswith("INTERVAL_SWEEP"):
         return "an interval is for sweepers that search: give a list or a range, or add hydra/sweeper=optuna"
-    if isinstance(error, MissingConfigException) and first.startswith("Cannot find primary config"):
-        return first.replace(". Check that", ": check that")
-    if isinstance(cause, OmegaConfBaseException):
-        return "; ".join(filter(None, [first, _value(cause)]))
-    return "; ".join(lines)
+    return None
 
 
 def _value(error: OmegaConfBaseException) -> str:

@@ -9,7 +9,6 @@ import json
 import math
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from emosteer import planning
 from emosteer.checks import check_sweep_name
 from emosteer.composer import Composer
-from emosteer.config import Config, ModelConfig, register
+from emosteer.config import ModelConfig, register
 from emosteer.datasets import (
     digest,
     load_contrastive_pairs,
@@ -67,6 +66,14 @@ def told(error: BaseException) -> str:
     assert line.isprintable(), line
     assert len(line) <= LONGEST
     return line
+
+
+def answer_or_line(call: Callable[[], Any]) -> tuple[Any, str]:
+    """What a call returns, or the line that refuses it."""
+    try:
+        return call(), ""
+    except EmosteerError as error:
+        return None, told(error)
 
 
 # Data files
@@ -110,12 +117,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def load_or_be_told(load: Callable[[Path], list[Any]], path: Path, content: bytes) -> list[Any]:
     """What a file with this content holds; nothing where it is refused with file and line."""
     path.write_bytes(content)
-    try:
-        items = load(path)
-    except EmosteerError as error:
-        assert re.match(rf"{re.escape(str(path))}(:\d+)?: \S", str(error)), str(error)
-        assert "\n" not in str(error)
-        told(error)
+    items, line = answer_or_line(lambda: load(path))
+    if line:
+        assert re.match(rf"{re.escape(str(path))}(:\d+)?: \S", line), line
         return []
     assert items
     assert len({item.id for item in items}) == len(items)
@@ -184,11 +188,11 @@ def composer() -> Iterator[Composer]:
 
 
 KEYS = known_keys()
-GROUPS = [key for key in KEYS if "." not in key and f"{key}.name" in KEYS or key in ("vector", "attribution", "generation")]
+GROUPS = [key for key in KEYS if ("." not in key and f"{key}.name" in KEYS) or key in ("vector", "attribution", "generation")]
 PLAIN = [key for key in KEYS if key not in GROUPS]
 QUOTED = st.text(max_size=20).map(lambda text: "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'")
 NUMBERS = (st.integers() | st.floats() | st.decimals()).map(str)
-PIECES = st.sampled_from([*"[]{}()$:=,.+~@/\\'\"#%! \t", "${", "hydra:", "job.num", "oc.env:X", "null", "???", "1e400", "range(", "glob(", "auto"])
+PIECES = st.sampled_from([*"[]{}()$:=,.+~@/\\'\"#%! \t", "${", "hydra:", "job.num", "oc.env:X", "null", "???", "1e400", "auto"])
 VALUES = st.text(max_size=20) | QUOTED | NUMBERS | st.lists(PIECES | st.text(max_size=3), max_size=8).map("".join)
 NASTY = [
     "99999999999999999999",
@@ -247,7 +251,154 @@ def test_a_nasty_value_of_any_key_is_planned_or_refused_in_a_line(composer: Comp
         planned_or_told(composer, f"{key}={value}")
 
 
-@SLOW
+@FUZZ
 @given(key=st.sampled_from(PLAIN), value=VALUES)
 def test_any_value_is_planned_or_refused_in_a_line(composer: Composer, key: str, value: str) -> None:
     planned_or_told(composer, f"{key}={value}")
+
+
+@SLOW
+@given(group=st.sampled_from(GROUPS), value=VALUES)
+def test_any_option_of_a_group_is_planned_or_refused_in_a_line(composer: Composer, group: str, value: str) -> None:
+    planned_or_told(composer, f"{group}={value}")
+
+
+OVERRIDES = st.sampled_from(
+    [
+        *("layer=1", "layer=[1,2]", "layer=0.5", "layer=auto", "layer={a:1}", "seed=3", "seed=${layer}", "~layer", "name=x"),
+        *(
+            "coefficient=0.1",
+            "coefficient=1e-3",
+            "coefficient=null",
+            "scope=all",
+            "layr=1",
+            "+mine=1",
+            "++mine=2",
+            "mine=3",
+            "+mine.a=1",
+        ),
+        *(
+            "pair=love_hate",
+            "pair=custom",
+            "pair=nothing",
+            "pair={name:a}",
+            "pair.name=b",
+            "pair.path=c",
+            "~pair",
+            "~pair.path",
+            "+pair=x",
+        ),
+        *("generation=sampled", "generation.n_samples=2", "generation={temperature:0.5}", "++generation.x=1", "~generation.top_p"),
+        *(
+            "scorers.nrc.lemmatise=false",
+            "~scorers.nrc",
+            "+scorers.a._target_=b.c",
+            "+scorers.a={_target_:b.c,n:1}",
+            "++scorers.nrc.n=1",
+        ),
+        *("controls=none", "controls.random=2", "attribution=none", "tracking=none", "tracking.tags=[a,b]", "tracking.tags=[]"),
+        *(
+            "objective=beyond_random",
+            "+objective.at_most.x=1",
+            "experiment=demo",
+            "experiment=paper",
+            "experiment=nothing",
+            "store=s",
+        ),
+        *(
+            "hydra.job.name=z",
+            "hydra.sweep.subdir=a/${layer}",
+            "+hydra.job.env_set.A=b",
+            "hydra/launcher=basic",
+            "'name=q'",
+            "name='a b'",
+        ),
+    ]
+)
+
+
+def plain(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config, resolve=False, enum_to_str=True)
+
+
+@SLOW
+@given(jobs=st.lists(st.lists(OVERRIDES, max_size=5), min_size=1, max_size=3))
+def test_a_jobs_configuration_is_the_one_that_hydra_composes(composer: Composer, jobs: list[list[str]]) -> None:
+    for number, overrides in enumerate(jobs):
+        try:
+            theirs: DictConfig | None = composer.loader.load_sweep_config(composer.master, overrides)
+        except (HydraException, OmegaConfBaseException, ValueError):
+            theirs = None
+        try:
+            ours: DictConfig | None = composer.compose(overrides, number).copy().whole
+        except (HydraException, OmegaConfBaseException, ValueError):
+            ours = None
+        assert (ours is None) == (theirs is None), overrides
+        if ours is None or theirs is None:
+            continue
+        mine, hydras = plain(ours), plain(theirs)
+        for config in (mine, hydras):
+            # What the launcher says of the job itself: tests/test_composer.py.
+            for key in ("id", "num"):
+                del config["hydra"]["job"][key]
+            del config["hydra"]["runtime"]["output_dir"]
+        assert mine == hydras
+
+
+# Names, blocks, replies
+
+
+@FUZZ
+@given(name=st.text(max_size=12) | st.text("aé感.-_ +=,@/~\0\n", max_size=6) | st.text(min_size=150, max_size=260))
+@example("a" * 200)
+@example("é" * 100)
+def test_every_name_that_passes_is_a_directory_of_that_name(tmp_path_factory: pytest.TempPathFactory, name: str) -> None:
+    _, line = answer_or_line(lambda: check_sweep_name(name))
+    if line:
+        assert line.startswith("name=")
+        return
+    directory = tmp_path_factory.getbasetemp() / "names"
+    directory.mkdir(exist_ok=True)
+    (directory / name).mkdir(exist_ok=True)
+    assert os.listdir(directory) == [name]  # noqa: PTH208 - as the file system spells it
+    (directory / name).rmdir()
+    assert os.path.basename(name) == name  # noqa: PTH119
+    assert name.strip(". ") == name
+
+
+REQUESTS = ANYTHING | st.integers(-3, 40) | st.floats(-0.2, 1.2) | st.lists(st.integers(-1, 31) | st.floats(0, 1), max_size=4)
+
+
+@FUZZ
+@given(request=REQUESTS | st.from_regex(r"\d+(\+\d+)+", fullmatch=True), n_blocks=st.integers(1, 200))
+@example("9" * 5000 + "+1", 30)
+@example(10**5000, 30)
+@example([10**5000], 30)
+def test_a_request_for_blocks_gets_blocks_or_a_line(request: Any, n_blocks: int) -> None:
+    layers, line = answer_or_line(lambda: resolve_layers(request, n_blocks, "tiny"))
+    if line:
+        assert line.startswith("layer")
+        return
+    if layers is None:
+        assert request == "auto"
+        return
+    assert layers
+    assert list(layers) == sorted(set(layers))
+    assert 0 <= layers[0] <= layers[-1] < n_blocks
+
+
+REPLIES = st.text() | st.text("aI we'US’joy.,!?%1\n -—\u0301\u00ad👍") | st.sampled_from(["", " ", "I", "joy " * 50, "." * 300])
+
+
+@pytest.mark.parametrize("scorer", [nrc, sentiment, pronouns, words, repetition, duplication], ids=lambda scorer: scorer.__name__)
+@FUZZ
+@given(replies=st.lists(REPLIES, max_size=4))
+def test_a_scorer_has_a_value_for_every_reply(scorer: Callable[[Sequence[str]], dict[str, list[float]]], replies: list[str]) -> None:
+    scores = scorer(replies)
+    assert scores
+    for metric, values in scores.items():
+        assert len(values) == len(replies)
+        assert all(isinstance(value, float) and math.isfinite(value) for value in values)
+        least, most = {"sentiment": (-1, 1), "words": (0, math.inf)}.get(metric, (0, 100))
+        assert all(least <= value <= most for value in values)
+    assert scorer(list(replies)) == scores

