@@ -12,10 +12,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from emosteer.checks import check_no_secrets, check_sweep_name, check_writable
-from emosteer.errors import EmosteerError
 from emosteer.hydra_jobs import Refused, sweep_directory
 from emosteer.launcher import check_device, open_sweep, unlink_jobs
 from emosteer.one_line import one_line
@@ -81,5 +79,7 @@ def _check(config: DictConfig) -> None:
 def _refusing() -> Iterator[None]:
     try:
         yield
-    except (EmosteerError, OmegaConfBaseException) as error:
-        sys.exit(one_line(error))
+    except Exception as error:
+        if (line := one_line(error)) is None:
+            raise
+        sys.exit(line)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -65,10 +66,20 @@ def check_no_secrets(cfg: DictConfig) -> None:
     Args:
         cfg: a composed configuration with Hydra's part still in it.
     """
-    typed = [line.partition("=") for line in (*given_overrides(cfg, "task"), *given_overrides(cfg, "hydra"))]
-    keys = [key.lstrip("+~") for key, _, value in typed if value not in ("", "null")]
+    check_no_typed_secrets([*given_overrides(cfg, "task"), *given_overrides(cfg, "hydra")])
     # env_copy puts values of the environment into env_set, which Hydra writes down.
-    keys += [f"hydra.job.env_set.{key}" for key in cfg.hydra.job.env_set]
+    _refuse_secrets(f"hydra.job.env_set.{key}" for key in cfg.hydra.job.env_set)
+
+
+def check_no_typed_secrets(arguments: Sequence[str]) -> None:
+    """Refuse secrets among overrides as they were typed, before an error can show them; raises EmosteerError, without the value."""
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if value not in ("", "null"):
+            _refuse_secrets([key.lstrip("+~"), *re.findall(r"([\w.]+)['\"]?\s*:", value)])
+
+
+def _refuse_secrets(keys: Iterable[str]) -> None:
     for key in keys:
         if SECRET.search(key.rpartition(".")[2]):
             raise EmosteerError(secret_refused(key))
@@ -127,7 +138,10 @@ def _keys_of_groups() -> dict[str, list[str]]:
 def check_writable(key: str, directory: Path) -> None:
     """Raise EmosteerError where a directory that `key` names could not be made or written to; nothing is made."""
     directory = directory.absolute()
-    there = next(path for path in (directory, *directory.parents) if path.exists())
+    try:
+        there = next(path for path in (directory, *directory.parents) if path.exists())
+    except OSError as error:
+        raise EmosteerError(f"{key}={directory}: {error.strerror}; give another place") from None
     if not there.is_dir():
         raise EmosteerError(f"{key}={directory}: {there} is a file; give another place")
     if not os.access(there, os.W_OK | os.X_OK):
@@ -137,6 +151,8 @@ def check_writable(key: str, directory: Path) -> None:
 def check_values(config: Config) -> None:
     """Raise EmosteerError for the first value that cannot be used."""
     check_sweep_name(config.name)
+    if not config.store.strip() or "\0" in config.store:
+        raise EmosteerError(f"store={config.store!r}: give a directory, such as outputs/store")
     for key, value, valid in (
         ("mode", config.mode, MODES),
         ("scope", config.scope, SCOPES),
@@ -167,8 +183,10 @@ def check_values(config: Config) -> None:
             raise EmosteerError(f"{key}={number}: give a whole number of at least {least}")
     _check_generation(config)
     _check_vector_method(config.vector.method)
-    _check_primary(config.pair.primary, [scorer.target for scorer in find_scorers(config.scorers)])
-    _check_objective(config)
+    are_shipped = _are_shipped(json.dumps(config.scorers, sort_keys=True, default=str))
+    if are_shipped and config.pair.primary not in METRICS:
+        raise EmosteerError(f"pair.primary={config.pair.primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
+    _check_objective(config, are_shipped)
 
 
 def _check_generation(config: Config) -> None:
@@ -194,19 +212,20 @@ def _check_vector_method(method: str) -> None:
         )
 
 
-def _check_primary(primary: str, scorers: Sequence[str]) -> None:
-    if primary not in METRICS and all(scorer.startswith(OWN_SCORERS) for scorer in scorers):
-        raise EmosteerError(f"pair.primary={primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
+@lru_cache(maxsize=16)
+def _are_shipped(scorers: str) -> bool:
+    """Whether all scorers of a configuration, which is given as JSON, are emosteer's own; raises EmosteerError for a wrong one."""
+    return all(scorer.target.startswith(OWN_SCORERS) for scorer in find_scorers(json.loads(scorers)))
 
 
-def _check_objective(config: Config) -> None:
+def _check_objective(config: Config, are_shipped: bool) -> None:
     objective = config.objective
     if objective.direction not in ("maximize", "minimize"):
         raise EmosteerError(f"objective.direction={objective.direction}: choose one of maximize, minimize")
     for column, limit in objective.at_most.items():
         if not math.isfinite(limit):
             raise EmosteerError(f"objective.at_most.{column}={limit}: give a finite number")
-    if all(scorer.target.startswith(OWN_SCORERS) for scorer in find_scorers(config.scorers)):
+    if are_shipped:
         _check_columns(objective)
     if objective.column and "beyond_random" in objective.column and not config.controls.random:
         raise EmosteerError(f"objective.column={objective.column} needs random controls: give controls.random=1 or more")

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from emosteer.errors import EmosteerError
 
 SHIPPED = Path(__file__).parent / "data"
+LARGEST = 100_000_000
+"""Bytes of a file: more are not read into memory to find out that they are no texts."""
 Message = dict[str, str]
 """One turn of a dialogue: `role` (system, user or assistant) and `content`."""
 
@@ -154,27 +156,39 @@ def _plain(record: Item | Mapping[str, Any], kind: type[Item], where: str) -> di
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise EmosteerError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise EmosteerError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
-    except OSError as error:
-        raise EmosteerError(f"{path}: {error.strerror}") from None
     # Not splitlines(): JSON may hold U+2028 and other separators that it would split at.
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_text_of(path).split("\n"), 1):
         if line.strip():
             yield number, _record(path, number, line)
+
+
+def _text_of(path: Path) -> str:
+    """A file's text, with newlines as they are here."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        raise EmosteerError(f"{path}: no such file; give the path of a file of JSON lines") from None
+    except OSError as error:
+        raise EmosteerError(f"{path}: {error.strerror}; give the path of a file of JSON lines that can be read") from None
+    except ValueError as error:  # a path with a NUL
+        raise EmosteerError(f"{path}: {error}; give the path of a file of JSON lines") from None
+    if len(content) > LARGEST:
+        raise EmosteerError(f"{path}: more than {LARGEST:,} bytes are no file of texts; give one of JSON lines")
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise EmosteerError(f"{path}: not UTF-8 (byte {error.start}); save the file as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _record(path: Path, number: int, line: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:  # besides JSONDecodeError: a number of more than 4,300 digits
-        raise EmosteerError(f"{path}:{number}: not a JSON object: {error}") from None
+        raise EmosteerError(f"{path}:{number}: not a JSON object: {error}; write one a line") from None
     if not isinstance(record, dict):
-        raise EmosteerError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
+        raise EmosteerError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}; write one a line")
     return record
 
 

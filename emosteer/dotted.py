@@ -27,16 +27,23 @@ def find_function(key: str, path: object) -> Callable[..., Any]:
     except ImportError as error:
         raise EmosteerError(f"{key}={path}: {error}; is its directory on PYTHONPATH?") from None
     except AttributeError as error:
-        raise EmosteerError(f"{key}={path}: {error}") from None
-    except Exception as error:
-        # A module of the user's may raise anything while it is imported.
+        raise EmosteerError(f"{key}={path}: {error}; give the dotted path of a function") from None
+    except (Exception, SystemExit) as error:
+        # A module of the user's may raise anything while it is imported; a script that is no module leaves.
         raise EmosteerError(f"{key}={path}: importing it raised {type(error).__name__}: {error}") from error
     if not callable(function):
-        raise EmosteerError(f"{key}={path} is no function")
+        raise EmosteerError(f"{key}={path} is no function: give the dotted path of one")
     found: Callable[..., Any] = function
     return found
 
 
 def version_of(function: Callable[..., Any]) -> int:
-    """The attribute `version` of a function, raised by hand when what it returns changes; 1 where it says nothing."""
-    return int(getattr(function, "version", 1))
+    """The attribute `version` of a function, raised by hand when what it returns changes; 1 where it says nothing.
+
+    Raises:
+        EmosteerError: it is no whole number.
+    """
+    version = getattr(function, "version", 1)
+    if not isinstance(version, int):
+        raise EmosteerError(f"{getattr(function, '__qualname__', function)}.version={version!r}: give a whole number")
+    return version

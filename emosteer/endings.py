@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code of a command that ctrl-C ended, as a shell has it."""
 GRACE_SECONDS = 2.0
 """So long after the first signal others count as the same one (a person taps ctrl-C twice, a wrapper passes it on once more)."""
 

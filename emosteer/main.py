@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from emosteer.checks import check_no_typed_secrets
 from emosteer.config import register
 from emosteer.endings import Stopped, open_streams, say_goodbye, stopped_by_signals
 from emosteer.hydra_jobs import Refused, job, refusals, sweep_directory, with_hydra
@@ -76,6 +77,7 @@ def main() -> None:
         sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     try:
         with stopped_by_signals():
+            check_no_typed_secrets(sys.argv[1:])
             run()
     except Stopped as stopped:
         say_goodbye()

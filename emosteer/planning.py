@@ -169,9 +169,16 @@ LOADERS: dict[str, Any] = {
 }
 
 
+PATHS = {"pairs": "pair.path", "diagnostics": "pair.diagnostics", "prompts": "prompts.path"}
+"""The key that names a file of each kind."""
+
+
 def _read(texts: dict[str, Sequence[Any]], kind: str, path: Path, limit: int | None = None) -> str:
     """Add a data file's texts, as they are now; their digest."""
-    key, items = _read_once(kind, path, limit, _stamp(path))
+    try:
+        key, items = _read_once(kind, path, limit, _stamp(path))
+    except EmosteerError as error:
+        raise EmosteerError(f"{PATHS[kind]}={error}" if kind in PATHS else str(error)) from None
     texts[key] = items
     return key
 
@@ -193,7 +200,7 @@ def _check_fit_once(
 def _stamp(path: Path) -> tuple[int, int] | None:
     try:
         state = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # a path with a NUL
         return None
     return state.st_mtime_ns, state.st_size
 

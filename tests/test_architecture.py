@@ -19,12 +19,14 @@ LAYERS = (
     ("engine",),
     ("scoring", "statistics"),
     ("records",),
-    ("checks", "composer", "figures", "progress", "tables", "vector_file"),
-    ("bench", "objective", "one_line", "resources"),
+    ("checks", "figures", "progress", "tables", "vector_file"),
+    ("bench", "composer", "hydra_messages", "objective", "resources"),
+    ("one_line",),
     ("planning", "summary", "tracking", "worker"),
     ("arguments", "finaliser", "launcher"),
     ("comparison", "hydra_jobs"),
     ("api", "callback", "main", "sweep_cli"),
+    ("__main__",),
 )
 """From left to right. Those of one layer know nothing of each other."""
 PLACE = {name: place for place, names in enumerate(LAYERS) for name in names}

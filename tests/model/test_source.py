@@ -141,7 +141,7 @@ def test_a_hub_model_is_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (snapshot / "config.json").write_text('{"n_layer": 12}')
     asked: list[Any] = []
 
-    def download(repo: str, file: str, revision: str | None = None) -> str:
+    def download(repo: str, file: str, revision: str | None = None, local_files_only: bool = False) -> str:
         asked.append((repo, file, revision))
         return str(snapshot / file)
 

@@ -98,10 +98,11 @@ def _check_product(axes: Sequence[Override], batch_size: int | None) -> None:
     if batch_size is not None and batch_size < 1:
         raise EmosteerError(f"hydra.sweeper.max_batch_size={batch_size}: give a whole number of at least 1, or null for one batch")
     # Of several overrides of one key the last holds.
-    numbers = {axis.get_key_element(): _number_of_values(axis) for axis in axes}
-    for key, number in numbers.items():
+    numbers = {}
+    for axis in axes:
+        numbers[axis.get_key_element()] = number = _number_of_values(axis)
         if number == 0:
-            raise EmosteerError(f"{key}: no value matches; there is nothing to run")
+            raise EmosteerError(f"{axis.input_line}: no value matches, there is nothing to run; give at least one")
     check_number_of_cells(math.prod(numbers.values()))
 
 
@@ -112,11 +113,11 @@ def _number_of_values(axis: Override) -> float:
     if not isinstance(value, RangeSweep):
         return sum(1 for _ in axis.sweep_iterator())
     start, stop, step = (float(bound or 0) for bound in (value.start, value.stop, value.step))
-    if step == 0 or not math.isfinite(start + step) or math.isnan(stop):
+    if step == 0 or not math.isfinite((stop - start) / step):
         from emosteer.errors import EmosteerError
 
-        raise EmosteerError(f"{axis.input_line}: give a range of numbers with a step other than 0")
-    return max(0.0, math.ceil((stop - start) / step)) if math.isfinite(stop) else math.inf
+        raise EmosteerError(f"{axis.input_line}: give a range of finite numbers with a step other than 0")
+    return max(0.0, math.ceil((stop - start) / step))
 
 
 @contextmanager
