@@ -121,6 +121,7 @@ def test_a_random_cell_is_another_direction_than_its_control(models: tuple[Desk,
     assert (random.groupby(["model", "dtype"])["vector_id"].nunique() == 2).all()
 
 
+@pytest.mark.slow
 def test_every_way_of_steering_has_a_cell_that_is_done(ways: tuple[Desk, Done]) -> None:
     desk, done = ways
     assert done.code == 0, done.text
@@ -138,6 +139,7 @@ def test_every_way_of_steering_has_a_cell_that_is_done(ways: tuple[Desk, Done]) 
     assert done.err.splitlines().count("loading tiny-llama") == 1
 
 
+@pytest.mark.slow
 def test_baselines_depend_on_prompts_and_seed_alone_and_vectors_on_the_site(ways: tuple[Desk, Done]) -> None:
     desk, _ = ways
     cells = cells_of(desk)
@@ -206,6 +208,7 @@ def test_cells_without_controls_stand_beside_cells_with_them(union: tuple[Desk, 
     assert cells["baseline_id"].nunique() == 1
 
 
+@pytest.mark.slow
 def test_modes(union: tuple[Desk, list[pd.DataFrame]]) -> None:
     """`reuse` leaves a failed cell failed, `retry` runs it again and nothing else, `force` runs all of the command again."""
     desk, _ = union
