@@ -21,6 +21,12 @@ NAME = re.compile(r"[^\W.](?:[\w .+=,@-]*[^\W.])?")
 LONGEST_NAME = 200
 """Bytes of a sweep's name: a file system allows 255, and what is written beside it has longer names."""
 
+MOST, MOST_CONTROLS = 10_000_000, 1_000
+"""No count is meant to be larger; each control is a cell to be planned and run."""
+
+LONGEST_PART = 100
+"""Bytes of a name that is a part of file names."""
+
 FREE_OF_IDS = ("name", "store", "mode", "tracking", "engine", "worker", "statistics", "objective")
 """Keys of which nothing enters an id."""
 
@@ -133,6 +139,7 @@ def check_writable(key: str, directory: Path) -> None:
 def check_values(config: Config) -> None:
     """Raise EmosteerError for the first value that cannot be used."""
     check_sweep_name(config.name)
+    _check_names(config)
     if not config.store.strip() or "\0" in config.store:
         raise EmosteerError(f"store={config.store!r}: give a directory, such as outputs/store")
     for key, value, valid in (
@@ -163,10 +170,22 @@ def check_values(config: Config) -> None:
     ):
         if number is not None and number < least:
             raise EmosteerError(f"{key}={number}: give a whole number of at least {least}")
+        most = MOST_CONTROLS if key == "controls.random" else MOST
+        if number is not None and number > most:
+            raise EmosteerError(f"{key}={number}: give a whole number of at most {most:,}")
     _check_generation(config)
     _check_vector_method(config.vector.method)
     _check_primary(config.pair.primary, [scorer.target for scorer in find_scorers(config.scorers)])
     _check_objective(config, has_own_scorers=any(not s.target.startswith("emosteer.") for s in find_scorers(config.scorers)))
+
+
+def _check_names(config: Config) -> None:
+    # Ids begin with the pair's name; figures' names hold the model's too, which may be a directory's.
+    if not NAME.fullmatch(config.pair.name):
+        raise EmosteerError(f"pair.name={config.pair.name}: letters, digits, - and _, without slashes or dots at its ends")
+    for key, value in (("pair.name", config.pair.name), ("model.name", config.model.name), ("prompts.name", config.prompts.name)):
+        if not value or "/" in value or not value.isprintable() or len(value.encode()) > LONGEST_PART:
+            raise EmosteerError(f"{key}={value}: give 1 to {LONGEST_PART} letters, without slashes")
 
 
 def _check_generation(config: Config) -> None:
@@ -200,6 +219,8 @@ def _check_primary(primary: str, scorers: Sequence[str]) -> None:
 
 def _check_objective(config: Config, has_own_scorers: bool) -> None:
     objective = config.objective
+    if not isinstance(objective.at_most, Mapping):
+        raise EmosteerError(f"objective.at_most={objective.at_most}: give columns and limits, such as {{perplexity_ratio: 1.3}}")
     for key, column in (("objective.column", objective.column), *(("objective.at_most", name) for name in objective.at_most)):
         # What a scorer of the user's measures is known when it has run.
         if column is not None and not has_own_scorers and not column.startswith(tuple(f"{metric}_" for metric in METRICS)):
@@ -207,7 +228,7 @@ def _check_objective(config: Config, has_own_scorers: bool) -> None:
     if objective.direction not in ("maximize", "minimize"):
         raise EmosteerError(f"objective.direction={objective.direction}: choose one of maximize, minimize")
     for column, limit in objective.at_most.items():
-        if not math.isfinite(limit):
+        if not isinstance(limit, int | float) or not math.isfinite(limit):
             raise EmosteerError(f"objective.at_most.{column}={limit}: give a finite number")
     if objective.column and "beyond_random" in objective.column and not config.controls.random:
         raise EmosteerError(f"objective.column={objective.column} needs random controls: give controls.random=1 or more")

@@ -81,8 +81,12 @@ def _built_in(error: BaseException) -> str | None:
         return _broken_file(error, file)
     if isinstance(error, RecursionError) and _passed(error, "hydra/_internal/defaults_list.py"):
         return "a defaults list comes back to its own file: take it out of there"
+    if isinstance(error, RecursionError) and _passed(error, "omegaconf/"):
+        return "a value is nested too deeply to be read: give it flat"
     if isinstance(error, ValueError) and str(error).startswith("Config group override must be a string"):
         return "a group (model, pair, generation, ...) takes the name of one of its options, not a number: emosteer --help lists them"
+    if isinstance(error, ValueError) and str(error).startswith("Exceeds the limit"):
+        return "a number has more digits than Python reads: give one of fewer than 4,300"
     if isinstance(error, ValueError) and str(error).startswith(("Only one of --", "The --resolve flag")):
         return f"{error}: leave out -m, for example"
     if isinstance(error, OSError) and error.filename is not None:
@@ -90,9 +94,9 @@ def _built_in(error: BaseException) -> str | None:
     return None
 
 
-def _passed(error: BaseException, file: str) -> bool:
-    """Whether an error came out of a source file."""
-    return any(frame.f_code.co_filename.endswith(file) for frame, _ in traceback.walk_tb(error.__traceback__))
+def _passed(error: BaseException, path: str) -> bool:
+    """Whether an error came out of a source file, or one of a directory."""
+    return any(path in frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _configuration_file(error: BaseException) -> str | None:
