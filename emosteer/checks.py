@@ -39,6 +39,12 @@ LONGEST_NAME = 200
 OWN_SCORERS = "emosteer."
 """How the dotted path of a shipped scorer begins; what others measure is known when they have run."""
 
+MOST, MOST_CONTROLS = 10_000_000, 1_000
+"""No count is meant to be larger; each control is a cell to be planned and run."""
+
+LONGEST_PART = 100
+"""Bytes of a name that is a part of file names."""
+
 FREE_OF_IDS = ("name", "store", "mode", "tracking", "engine", "worker", "statistics", "objective")
 """Keys of which nothing enters an id."""
 
@@ -151,6 +157,7 @@ def check_writable(key: str, directory: Path) -> None:
 def check_values(config: Config) -> None:
     """Raise EmosteerError for the first value that cannot be used."""
     check_sweep_name(config.name)
+    _check_names(config)
     if not config.store.strip() or "\0" in config.store:
         raise EmosteerError(f"store={config.store!r}: give a directory, such as outputs/store")
     for key, value, valid in (
@@ -181,12 +188,24 @@ def check_values(config: Config) -> None:
     ):
         if number is not None and number < least:
             raise EmosteerError(f"{key}={number}: give a whole number of at least {least}")
+        most = MOST_CONTROLS if key == "controls.random" else MOST
+        if number is not None and number > most:
+            raise EmosteerError(f"{key}={number}: give a whole number of at most {most:,}")
     _check_generation(config)
     _check_vector_method(config.vector.method)
     are_shipped = _are_shipped(json.dumps(config.scorers, sort_keys=True, default=str))
     if are_shipped and config.pair.primary not in METRICS:
         raise EmosteerError(f"pair.primary={config.pair.primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
     _check_objective(config, are_shipped)
+
+
+def _check_names(config: Config) -> None:
+    # Ids begin with the pair's name; figures' names hold the model's too, which may be a directory's.
+    if not NAME.fullmatch(config.pair.name):
+        raise EmosteerError(f"pair.name={config.pair.name}: letters, digits, - and _, without slashes or dots at its ends")
+    for key, value in (("pair.name", config.pair.name), ("model.name", config.model.name), ("prompts.name", config.prompts.name)):
+        if not value or "/" in value or not value.isprintable() or len(value.encode()) > LONGEST_PART:
+            raise EmosteerError(f"{key}={value}: give 1 to {LONGEST_PART} letters, without slashes")
 
 
 def _check_generation(config: Config) -> None:
@@ -220,10 +239,12 @@ def _are_shipped(scorers: str) -> bool:
 
 def _check_objective(config: Config, are_shipped: bool) -> None:
     objective = config.objective
+    if not isinstance(objective.at_most, Mapping):
+        raise EmosteerError(f"objective.at_most={objective.at_most}: give columns and limits, such as {{perplexity_ratio: 1.3}}")
     if objective.direction not in ("maximize", "minimize"):
         raise EmosteerError(f"objective.direction={objective.direction}: choose one of maximize, minimize")
     for column, limit in objective.at_most.items():
-        if not math.isfinite(limit):
+        if not isinstance(limit, int | float) or not math.isfinite(limit):
             raise EmosteerError(f"objective.at_most.{column}={limit}: give a finite number")
     if are_shipped:
         _check_columns(objective)

@@ -18,6 +18,7 @@ FLAGS = {
     "Expecting one subcommand": ", for example: emosteer -sc install=bash",
     "No completion plugin": "",
     "File .* does not exist!": " --experimental-rerun takes the config.pickle of Hydra's PickleJobInfoCallback",
+    "Exceeds the limit .* for integer string": ": give a number of fewer digits",
     "Config group override must be a string": ": it takes the name of one of its options, which emosteer --help lists",
 }
 """What Hydra says in a ValueError, as patterns, and the way out where it names none."""
@@ -50,6 +51,8 @@ def _told(error: BaseException) -> str | None:
         return _broken_file(error, file)
     if isinstance(error, RecursionError) and _passed(error, "hydra/_internal/defaults_list.py"):
         return "a defaults list comes back to its own file: take it out of there"
+    if isinstance(error, RecursionError) and _passed(error, "omegaconf/"):
+        return "a value is nested too deeply to be read: give it flat"
     if type(error) is ValueError:
         text = " ".join(str(error).split())
         return next((f"{text}{remedy}" for pattern, remedy in FLAGS.items() if re.match(pattern, text)), None)
@@ -58,9 +61,9 @@ def _told(error: BaseException) -> str | None:
     return None
 
 
-def _passed(error: BaseException, file: str) -> bool:
-    """Whether an error came out of a source file."""
-    return any(frame.f_code.co_filename.endswith(file) for frame, _ in traceback.walk_tb(error.__traceback__))
+def _passed(error: BaseException, path: str) -> bool:
+    """Whether an error came out of a source file, or one of a directory."""
+    return any(path in frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _configuration_file(error: BaseException) -> str | None:
