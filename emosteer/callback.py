@@ -14,10 +14,12 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from emosteer.checks import check_no_secrets, check_sweep_name, check_writable
-from emosteer.hydra_jobs import sweep_directory
-from emosteer.launcher import check_device, open_sweep
+from emosteer.hydra_jobs import Refused, sweep_directory
+from emosteer.launcher import check_device, open_sweep, unlink_jobs
 from emosteer.one_line import one_line
 from emosteer.planning import plan, typed
+
+OWN_LAUNCHERS = "hydra_plugins.emosteer."
 
 
 class SweepCallback(Callback):
@@ -30,8 +32,6 @@ class SweepCallback(Callback):
         """Refuse a single run that cannot be planned."""
         with _refusing():
             _check(config)
-            # Values such as ${hydra:runtime.cwd} are looked up there.
-            HydraConfig.instance().set_config(config)
             task = typed(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
             check_writable("hydra.run.dir", Path(str(config.hydra.run.dir)))
             check_writable("store", Path(task.store).expanduser())
@@ -43,6 +43,14 @@ class SweepCallback(Callback):
         with _refusing():
             _check(config)
             check_writable("hydra.sweep.dir", sweep_directory(config))
+            if not str(config.hydra.launcher._target_).startswith(OWN_LAUNCHERS):
+                unlink_jobs(open_sweep(str(config.store), sweep_directory(config)))
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Leave with a failed cell's one line: Hydra would print all overrides with it."""
+        error = kwargs["job_return"]._return_value
+        if isinstance(error, Refused):
+            sys.exit(str(error))
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Nothing: a job's cell is in the store by then."""
@@ -61,6 +69,8 @@ class SweepCallback(Callback):
 
 
 def _check(config: DictConfig) -> None:
+    # Values such as ${hydra:runtime.cwd} are looked up there.
+    HydraConfig.instance().set_config(config)
     check_sweep_name(str(config.name))
     check_no_secrets(config)
 

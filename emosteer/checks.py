@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import math
 import os
 import re
@@ -13,7 +15,20 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from emosteer.config import METRICS, MODES, SCOPES, SITES, TRACKERS, TRACKING_MODES, UNITS, VECTOR_METHODS, Config
+from emosteer.config import (
+    EFFECTS,
+    METRICS,
+    MODES,
+    NUMBERS,
+    SCOPES,
+    SITES,
+    TRACKERS,
+    TRACKING_MODES,
+    UNITS,
+    VECTOR_METHODS,
+    Config,
+    ObjectiveConfig,
+)
 from emosteer.errors import EmosteerError
 from emosteer.scoring.scorer import find_scorers
 
@@ -24,8 +39,8 @@ LONGEST_NAME = 200
 MOST, MOST_CONTROLS = 10_000_000, 1_000
 """No count is meant to be larger; each control is a cell to be planned and run."""
 
-LONGEST_PART = 100
-"""Bytes of a name that is a part of file names."""
+OWN_SCORERS = "emosteer."
+"""How the dotted path of a shipped scorer begins; what others measure is known when they have run."""
 
 FREE_OF_IDS = ("name", "store", "mode", "tracking", "engine", "worker", "statistics", "objective")
 """Keys of which nothing enters an id."""
@@ -139,7 +154,6 @@ def check_writable(key: str, directory: Path) -> None:
 def check_values(config: Config) -> None:
     """Raise EmosteerError for the first value that cannot be used."""
     check_sweep_name(config.name)
-    _check_names(config)
     if not config.store.strip() or "\0" in config.store:
         raise EmosteerError(f"store={config.store!r}: give a directory, such as outputs/store")
     for key, value, valid in (
@@ -175,17 +189,10 @@ def check_values(config: Config) -> None:
             raise EmosteerError(f"{key}={number}: give a whole number of at most {most:,}")
     _check_generation(config)
     _check_vector_method(config.vector.method)
-    _check_primary(config.pair.primary, [scorer.target for scorer in find_scorers(config.scorers)])
-    _check_objective(config, has_own_scorers=any(not s.target.startswith("emosteer.") for s in find_scorers(config.scorers)))
-
-
-def _check_names(config: Config) -> None:
-    # Ids begin with the pair's name; figures' names hold the model's too, which may be a directory's.
-    if not NAME.fullmatch(config.pair.name):
-        raise EmosteerError(f"pair.name={config.pair.name}: letters, digits, - and _, without slashes or dots at its ends")
-    for key, value in (("pair.name", config.pair.name), ("model.name", config.model.name), ("prompts.name", config.prompts.name)):
-        if not value or "/" in value or not value.isprintable() or len(value.encode()) > LONGEST_PART:
-            raise EmosteerError(f"{key}={value}: give 1 to {LONGEST_PART} letters, without slashes")
+    are_shipped = _are_shipped(json.dumps(config.scorers, sort_keys=True, default=str))
+    if are_shipped and config.pair.primary not in METRICS:
+        raise EmosteerError(f"pair.primary={config.pair.primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
+    _check_objective(config, are_shipped)
 
 
 def _check_generation(config: Config) -> None:
@@ -211,27 +218,42 @@ def _check_vector_method(method: str) -> None:
         )
 
 
-def _check_primary(primary: str, scorers: Sequence[str]) -> None:
-    # What a scorer of the user's measures is known when it has run.
-    if primary not in METRICS and all(scorer.startswith("emosteer.") for scorer in scorers):
-        raise EmosteerError(f"pair.primary={primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
+@lru_cache(maxsize=16)
+def _are_shipped(scorers: str) -> bool:
+    """Whether all scorers of a configuration, which is given as JSON, are emosteer's own; raises EmosteerError for a wrong one."""
+    return all(scorer.target.startswith(OWN_SCORERS) for scorer in find_scorers(json.loads(scorers)))
 
 
-def _check_objective(config: Config, has_own_scorers: bool) -> None:
+def _check_objective(config: Config, are_shipped: bool) -> None:
     objective = config.objective
     if not isinstance(objective.at_most, Mapping):
         raise EmosteerError(f"objective.at_most={objective.at_most}: give columns and limits, such as {{perplexity_ratio: 1.3}}")
-    for key, column in (("objective.column", objective.column), *(("objective.at_most", name) for name in objective.at_most)):
-        # What a scorer of the user's measures is known when it has run.
-        if column is not None and not has_own_scorers and not column.startswith(tuple(f"{metric}_" for metric in METRICS)):
-            raise EmosteerError(f"{key}={column}: results have no such column; for example joy_beyond_random, perplexity_ratio")
     if objective.direction not in ("maximize", "minimize"):
         raise EmosteerError(f"objective.direction={objective.direction}: choose one of maximize, minimize")
     for column, limit in objective.at_most.items():
         if not isinstance(limit, int | float) or not math.isfinite(limit):
             raise EmosteerError(f"objective.at_most.{column}={limit}: give a finite number")
+    if are_shipped:
+        _check_columns(objective)
     if objective.column and "beyond_random" in objective.column and not config.controls.random:
         raise EmosteerError(f"objective.column={objective.column} needs random controls: give controls.random=1 or more")
+
+
+def _check_columns(objective: ObjectiveConfig) -> None:
+    known = [*(f"{metric}_{effect}" for metric in METRICS for effect in EFFECTS), *NUMBERS]
+    columns = [("objective.column", objective.column), *(("objective.at_most", column) for column in objective.at_most)]
+    for key, column in columns:
+        if column is not None and column not in known:
+            raise EmosteerError(
+                f"{key}={column}: results have no such column{near(column, known)}; for example joy_delta, joy_beyond_random, "
+                f"perplexity_ratio"
+            )
+
+
+def near(given: str, known: Sequence[str]) -> str:
+    """The known word that is most like a given one, as a question in brackets; nothing where none is."""
+    found = difflib.get_close_matches(given, known, n=1, cutoff=0.6)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def leaves(container: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -22,6 +22,8 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import ConfigCompositionException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
+from emosteer.checks import given_overrides
+
 OWN = ("job", "overrides", "runtime")
 """Of Hydra's part: what differs between jobs of one set of group choices."""
 
@@ -103,7 +105,11 @@ class Composer:
         """As Hydra tells choices of a group from values."""
         key = override.key_or_group
         if key not in self._is_group:
-            self._is_group[key] = bool(self.loader.get_group_options(key))
+            # With what may give a search path, whose groups Hydra would not find otherwise.
+            options = self.loader.get_group_options(
+                key, config_name=self.master.hydra.job.config_name, overrides=given_overrides(self.master, "hydra")
+            )
+            self._is_group[key] = bool(options)
         return self._is_group[key] and not isinstance(override.value(), dict)
 
 

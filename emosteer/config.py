@@ -23,6 +23,13 @@ METRICS = (
     *("words", "repetition", "duplication", "perplexity"),
 )
 """What the shipped scorers measure."""
+EFFECTS = (
+    *("n", "baseline", "steered", "delta", "ci_low", "ci_high", "effect_size", "p", "p_perm", "q"),
+    *("beyond_random", "beyond_random_ci_low", "beyond_random_ci_high", "beyond_random_p", "beyond_random_q"),
+)
+"""What `results` says of each metric: the ends of its columns, such as joy_delta."""
+NUMBERS = ("perplexity_ratio", "layer", "coefficient", "coefficient_raw", "coefficient_fraction", "n_tokens", "seconds")
+"""Columns of `results` with other numbers that tell cells apart."""
 TRACKERS = ("wandb", "none")
 TRACKING_MODES = ("auto", "offline", "online")
 
@@ -62,8 +69,11 @@ class PairConfig:
     """An emotion pair: a target emotion, its counterpart, and the texts that tell them apart."""
 
     name: str = MISSING
+    """Of the pair, in ids and tables; without a path it names the shipped texts."""
     target: str = MISSING
+    """The emotion that a positive coefficient pushes toward."""
     counterpart: str = MISSING
+    """The emotion that it pushes away from."""
     primary: str = MISSING
     """The metric declared before the run: its p and q are the pair's test, all other metrics are secondary."""
     path: str | None = None
@@ -77,6 +87,7 @@ class PromptsConfig:
     """The prompts that are replied to."""
 
     name: str = MISSING
+    """For tables; without a path it names the shipped file."""
     path: str | None = None
     """JSON lines: id, text or messages, category; null takes the shipped file of this name."""
     limit: int | None = None
@@ -88,7 +99,7 @@ class VectorConfig:
     """How an emotion vector is made from contrastive pairs."""
 
     method: str = "mean_difference"
-    """mean_difference, random, or the dotted path of a function of your own (see the docs on adding a vector method)."""
+    """mean_difference, random (a random direction of the same length), or the dotted path of a function of your own."""
 
 
 @dataclass
@@ -108,10 +119,15 @@ class GenerationConfig:
     """How replies are decoded."""
 
     max_new_tokens: int = 60
+    """A reply is cut off there."""
     min_new_tokens: int = 0
+    """A reply does not end before."""
     do_sample: bool = False
+    """Draw tokens, with a seed of their own per prompt, sample and step; false takes the likeliest."""
     temperature: float = 1.0
+    """Divides the logits before a token is drawn."""
     top_p: float = 1.0
+    """Draw from the likeliest tokens that together have this probability; 1 draws from all."""
     n_samples: int = 1
     """Replies per prompt; more than one needs do_sample."""
 
@@ -126,6 +142,8 @@ class ControlsConfig:
 
 @dataclass
 class StatisticsConfig:
+    """How sure the numbers are."""
+
     n_resamples: int = 4999
     """Bootstrap resamples and sign-flip permutations."""
     confidence: float = 0.95
@@ -137,6 +155,7 @@ class TrackingConfig:
     """Where results are logged besides the sweep's directory."""
 
     name: str = "none"
+    """wandb or none."""
     project: str | None = None
     """null takes WANDB_PROJECT, then emosteer."""
     entity: str | None = None
@@ -144,6 +163,7 @@ class TrackingConfig:
     mode: str = "auto"
     """auto uploads when a key is configured; offline never does; online warns where there is no key."""
     tags: list[str] = field(default_factory=list)
+    """Put on every run."""
     upload_patience: float = 60.0
     """Seconds without an uploaded run after which the upload is given up; what is not uploaded stays on disk."""
 
@@ -185,14 +205,23 @@ class Config:
     """One cell, and what surrounds it."""
 
     name: str = MISSING
+    """The sweep's name, one path component: commands under one name form one sweep."""
     store: str = MISSING
+    """Where records are kept, below the directory of the call; sweeps share it."""
     mode: str = "reuse"
+    """reuse what is there, retry what failed too, or force everything to run again."""
     seed: int = 0
+    """Of sampled replies and random directions."""
     layer: Any = MISSING
+    """A block (0-based), a list of blocks to steer at once, a fraction of the depth (0.5), or auto: where attribution points."""
     coefficient: float = MISSING
+    """Length of the added vector, in `coefficient_unit`; negative pushes toward the counterpart."""
     coefficient_unit: str = "fraction"
+    """fraction: in residual norms of the block; raw: in multiples of the raw vector."""
     scope: str = "generated"
+    """Positions that are steered: generated (the last of the prompt and the reply's), prompt, or all."""
     site: str = "residual"
+    """What is steered: the residual stream after the block, or its attention's or mlp's output before it is added."""
     model: ModelConfig = field(default_factory=ModelConfig)
     pair: PairConfig = field(default_factory=PairConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)
@@ -200,6 +229,7 @@ class Config:
     attribution: AttributionConfig = field(default_factory=AttributionConfig)
     generation: GenerationConfig = field(default_factory=GenerationConfig)
     scorers: dict[str, Any] = field(default_factory=dict)
+    """Name -> `_target_`, the dotted path of a function from replies to metrics, and its options."""
     statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
     controls: ControlsConfig = field(default_factory=ControlsConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,6 +90,24 @@ def load_neutral_texts(path: Path = SHIPPED / "neutral" / "neutral.jsonl") -> li
     return _load(path, _neutral_text)
 
 
+def from_records(records: Iterable[Item | Mapping[str, Any]], kind: type[Item], name: str) -> list[Item]:
+    """Items that come from no file, held to what the loaders ask of a file's lines.
+
+    Args:
+        records: items of `kind`, or mappings with the keys that its files have.
+        kind: ContrastivePair, DiagnosticPair, Prompt or NeutralText.
+        name: what messages call the records: `prompts` makes them say `prompts[3]`.
+
+    Raises:
+        EmosteerError: no record, one that cannot be used, or two with one id.
+    """
+    plain = [(place, _plain(record, kind, f"{name}[{place}]")) for place, record in enumerate(records)]
+    items: list[Item] = _parse_all(plain, _PARSERS[kind], lambda place: f"{name}[{place}]", lambda place: f"{name}[{place}]")
+    if not items:
+        raise EmosteerError(f"{name} is empty: give at least one {kind.__name__}")
+    return items
+
+
 def digest(items: Sequence[Item]) -> str:
     """A hash of what a model would read, in order: equal texts have equal digests, wherever their file lies."""
     read = [{key: value for key, value in asdict(item).items() if key not in ("category", "topic")} for item in items]
@@ -102,20 +120,39 @@ def to_json_lines(items: Sequence[Item]) -> str:
 
 
 def _load(path: Path, parse: Callable[[dict[str, Any]], Item]) -> list[Item]:
-    items: list[Item] = []
-    seen: dict[str, int] = {}
-    for number, record in _records(path):
-        try:
-            item = parse(record)
-        except EmosteerError as error:
-            raise EmosteerError(f"{path}:{number}: {error}") from None
-        if item.id in seen:
-            raise EmosteerError(f"{path}:{number}: id {item.id!r} stands already in line {seen[item.id]}; ids must differ")
-        seen[item.id] = number
-        items.append(item)
+    items = _parse_all(_records(path), parse, lambda number: f"{path}:{number}", lambda number: f"line {number}")
     if not items:
         raise EmosteerError(f"{path}: no records; write one JSON object a line")
     return items
+
+
+def _parse_all(
+    records: Iterable[tuple[int, dict[str, Any]]],
+    parse: Callable[[dict[str, Any]], Item],
+    where: Callable[[int], str],
+    earlier: Callable[[int], str],
+) -> list[Item]:
+    """The items of numbered records; `where` and `earlier` name a number at the beginning and inside of a message."""
+    items: list[Item] = []
+    seen: dict[str, int] = {}
+    for number, record in records:
+        try:
+            item = parse(record)
+        except EmosteerError as error:
+            raise EmosteerError(f"{where(number)}: {error}") from None
+        if item.id in seen:
+            raise EmosteerError(f"{where(number)}: id {item.id!r} stands already in {earlier(seen[item.id])}; ids must differ")
+        seen[item.id] = number
+        items.append(item)
+    return items
+
+
+def _plain(record: Item | Mapping[str, Any], kind: type[Item], where: str) -> dict[str, Any]:
+    if isinstance(record, kind):
+        return asdict(record)
+    if isinstance(record, Mapping):
+        return dict(record)
+    raise EmosteerError(f"{where} is {repr(record)[:60]}: give a {kind.__name__}, or a mapping with its keys")
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -232,3 +269,11 @@ def _texts(record: dict[str, Any], key: str) -> tuple[str, ...]:
     if not isinstance(values, list | tuple) or not values:
         raise EmosteerError(f"{key!r} must be a list of words, found {values!r}")
     return tuple(_text({key: value}, key) for value in values)
+
+
+_PARSERS: dict[type[Any], Callable[[dict[str, Any]], Any]] = {
+    ContrastivePair: _contrastive_pair,
+    DiagnosticPair: _diagnostic_pair,
+    Prompt: _prompt,
+    NeutralText: _neutral_text,
+}

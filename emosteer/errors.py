@@ -5,5 +5,13 @@ class EmosteerError(ValueError):
     """A wrong value or file. The message names the thing, the value, and the way out, in one line where it can."""
 
 
+class Unwritable(OSError, EmosteerError):  # noqa: N818 - what it says of the disk
+    """A disk that is full, read-only or away: no fault of the cell that was at work, and never recorded as its failure."""
+
+
+class Damaged(EmosteerError):  # noqa: N818 - what it says of the file
+    """A file of ours that is no longer what was written. It has been put aside by the time that this is raised."""
+
+
 class Interrupted(Exception):  # noqa: N818 - a signal, not an error
     """The user stopped the work; what is published is kept."""

@@ -5,12 +5,14 @@ All of it is a view of the records, so that it can be built again, with the same
 
 from __future__ import annotations
 
+import io
 import logging
 from typing import Any
 
 import pandas as pd
 
 from emosteer import figures, tracking
+from emosteer.records.paths import in_name
 from emosteer.records.publish import publish_file
 from emosteer.records.sweep import DONE, FAILED, Sweep
 from emosteer.summary import console, summary
@@ -53,10 +55,12 @@ def draw(sweep: Sweep, tables: Tables) -> None:
     drawn = set()
     for name, figure in figure_files(tables).items():
         drawn.add(sweep.paths.figures / f"{name}.png")
-        figure.savefig(sweep.paths.figures / f"{name}.png", dpi=150)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", dpi=150)
+        publish_file(sweep.paths.figures / f"{name}.png", picture.getvalue())
     for attribution_id, pair in tables.attributions.items():
         heatmap = sweep.store.paths.attribution_heatmap(attribution_id)
-        path = sweep.paths.figures / f"attribution-{pair}-{attribution_id.rsplit('-', 1)[-1]}.png"
+        path = sweep.paths.figures / f"attribution-{in_name(pair)}-{attribution_id.rsplit('-', 1)[-1]}.png"
         if heatmap.exists():
             drawn.add(path)
             publish_file(path, heatmap.read_bytes())
@@ -74,7 +78,7 @@ def figure_files(tables: Tables) -> dict[str, Any]:
             continue
         slices = list(cells.groupby(["vector_method", "site", "scope", "seed", "prompts", "coefficient_unit", "baseline_id"]))
         for number, (_, rows) in enumerate(slices):
-            name = f"{pair}-{model}" + (f"-{number + 1}" if len(slices) > 1 else "")
+            name = in_name(f"{pair}-{model}") + (f"-{number + 1}" if len(slices) > 1 else "")
             controls = tables.controls[tables.controls["baseline_id"].isin(rows["baseline_id"])]
             title = f"{primary} words per 100, {pair} on {model}"
             made[f"effect-{name}"] = figures.effect_heatmap(rows, primary, f"{title}:\ndifference from the baseline (* q < 0.05)")

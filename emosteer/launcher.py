@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import emosteer
+from emosteer.bench import Bench
 from emosteer.checks import SECRET, check_writable
 from emosteer.config import Config
 from emosteer.errors import EmosteerError
@@ -26,9 +27,6 @@ from emosteer.records.cell import CELL, Cell
 from emosteer.records.publish import publish_link
 from emosteer.records.store import Store
 from emosteer.records.sweep import DONE, Command, Sweep, Task
-
-if TYPE_CHECKING:
-    from emosteer.worker import Bench
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +104,16 @@ def link_jobs(jobs: Sequence[Job], cells: Sequence[Cell], sweep: Sweep) -> None:
         link.parent.mkdir(parents=True, exist_ok=True)
         # Relative, so that a tree which is moved keeps them.
         publish_link(link, os.path.relpath(target, link.parent))
+
+
+def unlink_jobs(sweep: Sweep) -> None:
+    """Take away the links that an earlier command left, before a launcher of Hydra's own writes jobs' files into their directories.
+
+    Through a link of the same number they would go into the store, to a cell of other values.
+    """
+    for path in sweep.paths.root.rglob("*"):
+        if path.is_symlink() and path.resolve().is_relative_to(sweep.store.paths.root.resolve()):
+            path.unlink()
 
 
 def work(sweep: Sweep, bench: Bench | None = None) -> None:

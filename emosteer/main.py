@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
+import signal
 import sys
 from pathlib import Path
 
@@ -14,11 +16,17 @@ from omegaconf import DictConfig
 
 from emosteer.checks import check_no_typed_secrets
 from emosteer.config import register
+from emosteer.endings import Stopped, open_streams, say_goodbye, stopped_by_signals
 from emosteer.hydra_jobs import Refused, job, refusals, sweep_directory, with_hydra
 from emosteer.one_line import one_line
 
-INTERRUPTED = 130
 FULL_ERROR = "HYDRA_FULL_ERROR"
+SHOWING = re.compile(r"--help|-h$|--hydra-help|--version|--cfg|-c\b|--info|-i\b|--shell-completion|-sc\b")
+"""Flags that show something instead of running."""
+COMPLETING = "COMP_LINE"
+"""Set where a shell asks what may follow; it shows what is written to stderr in the middle of the line that is typed."""
+CONFIG_FLAGS = re.compile(r"(--config-(?:dir|path|name)|-c[dpn])[= ](\S+)")
+"""What on a command line says where configurations lie."""
 
 register()
 
@@ -56,15 +64,24 @@ def run(cfg: DictConfig) -> str | float:
 
 def main() -> None:
     """Entry point of the command: errors for the user in one line, all others as Python shows them."""
+    if any(SHOWING.match(argument) for argument in sys.argv[1:]):
+        # `emosteer --info | head` ends quietly, as other commands do. A sweep goes on: its results do not go through the pipe.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     # Without it Hydra prints several lines, and leaves; with it, what it raises comes here.
     is_full = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"
+    open_streams()
+    if COMPLETING in os.environ and not is_full:
+        # Hydra would complete what it finds without them.
+        sys.argv[1:1] = [part for flag in CONFIG_FLAGS.findall(os.environ[COMPLETING]) for part in flag]
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
     try:
-        check_no_typed_secrets(sys.argv[1:])
-        run()
-    except KeyboardInterrupt:
-        print("\nInterrupted. Finished cells are kept: the same command goes on from there.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        with stopped_by_signals():
+            check_no_typed_secrets(sys.argv[1:])
+            run()
+    except Stopped as stopped:
+        say_goodbye()
+        sys.exit(stopped.exit_code)
     except Exception as error:
         line = one_line(error)
         if is_full or line is None:

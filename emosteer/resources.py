@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import time
 from dataclasses import asdict
@@ -9,20 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from emosteer.attribution import Attribution, attribute, prepare
+from emosteer.errors import EmosteerError
 from emosteer.figures import attribution_heatmap
 from emosteer.model.language_model import LanguageModel
 from emosteer.records.cell import Cell
 from emosteer.records.claims import Claims
-from emosteer.records.publish import publish_directory, publish_file, publish_json, read_json
-from emosteer.records.store import Resolved, Store, short_hash
+from emosteer.records.publish import publish_directory, publish_file, publish_json, put_aside, read_bytes, read_json
+from emosteer.records.store import Resolved, Store
 from emosteer.steering import Push, Steering
 from emosteer.vectors import EmotionVector, checked, emotion_vector, random_direction, residual_norms
 
 log = logging.getLogger(__name__)
+
+FACTS = "emosteer"
+"""Under which key a vector file's metadata say, as JSON, what its `.json` says too."""
 
 
 class Resources:
@@ -64,23 +71,34 @@ class Resources:
         """The cell's vector; raises EmosteerError where it is not finite or has no length."""
         key = cell.vector_id
         if key not in self._vectors:
-            self._vectors[key] = self.store.obtain(key, self.claims, lambda: self._read_vector(key), lambda: self._make_vector(cell))
+            self._vectors[key] = self.store.obtain(key, self.claims, lambda: self._read_vector(cell), lambda: self._make_vector(cell))
         return self._vectors[key]
 
     def residual_norm(self, cell: Cell) -> Tensor:
-        """The model's residual norms [block], measured once on the neutral texts."""
-        key = short_hash([cell.model.identity(), cell.neutral])
-        path = self.store.paths.residual_norms(key)
+        """The model's residual norms [block], measured once on the neutral texts; damaged ones are put aside and measured again."""
+        path = self.store.paths.residual_norms(cell.norms_id)
 
         def read() -> Tensor | None:
-            stored = read_json(path)
-            return None if stored is None else torch.tensor(stored["residual_norm"])
+            try:
+                stored = read_json(path)
+                if stored is None:
+                    return None
+                norms = torch.tensor(stored["residual_norm"], dtype=torch.float32)
+                reason = _wrong_with_norms(norms, self.model.n_blocks) or _wrong_with_identity(stored["model"], cell)
+            except (ValueError, KeyError, TypeError):
+                reason = "these are no norms"
+            if reason:
+                put_aside(path, reason)
+                return None
+            return norms
 
         def make() -> None:
             norms = residual_norms(self.model, self.store.neutral_texts(cell.neutral))
+            if reason := _wrong_with_norms(norms, self.model.n_blocks):
+                raise EmosteerError(f"residual norms of {self.model.name}: {reason}; try model.dtype=float32")
             publish_json(path, {"model": cell.model.identity(), "neutral_texts": cell.neutral, "residual_norm": norms.tolist()})
 
-        return self.store.obtain(f"residual_norms-{key}", self.claims, read, make)
+        return self.store.obtain(f"residual_norms-{cell.norms_id}", self.claims, read, make)
 
     def attribution(self, cell: Cell) -> Attribution:
         """The attribution of the cell's pair on this model, run once and kept."""
@@ -91,13 +109,30 @@ class Resources:
             )
         return self._attributions[key]
 
-    def _read_vector(self, key: str) -> EmotionVector | None:
-        path = self.store.paths.vector(key)
+    def _read_vector(self, cell: Cell) -> EmotionVector | None:
+        """The stored vector, or None; a damaged one is put aside.
+
+        It is made again and not refused: it lies under an id that says all of how it is made, so that nothing can be lost.
+        """
+        path = self.store.paths.vector(cell.vector_id)
         if not path.exists():
             return None
-        tensors = load_file(path)
-        directions = torch.stack([tensors[f"block.{layer}"] for layer in range(self.model.n_blocks)])
-        return checked(EmotionVector(directions, tensors["residual_norm"]))
+        try:
+            facts, tensors = _read_tensors(path, self.store.paths.vector_facts(cell.vector_id))
+            if reason := _wrong_with_facts(facts, cell):
+                raise EmosteerError(reason)
+            if formats := {tensor.dtype for tensor in tensors.values()} - {torch.float32}:
+                raise EmosteerError(f"it has numbers in {formats.pop()}, not float32")
+            directions = torch.stack([tensors[f"block.{layer}"] for layer in range(self.model.n_blocks)])
+            return checked(EmotionVector(directions, tensors["residual_norm"], cell.site), self.model.n_blocks, self.model.width)
+        except FileNotFoundError:
+            return None  # discarded, or put aside by another
+        except (SafetensorError, EmosteerError, RuntimeError) as error:
+            reason = str(error)
+        except KeyError as error:
+            reason = f"it has no {error.args[0]}"
+        put_aside(path, reason)
+        return None
 
     def _make_vector(self, cell: Cell) -> None:
         assert cell.vector is not None
@@ -116,7 +151,8 @@ class Resources:
             "seconds": round(time.perf_counter() - started, 3),
         }
         publish_json(self.store.paths.vector_facts(key), facts)
-        publish_file(self.store.paths.vector(key), save({**tensors, "residual_norm": vector.residual_norm}))
+        whole = {**tensors, "residual_norm": vector.residual_norm}
+        publish_file(self.store.paths.vector(key), save(whole, {"site": cell.site, FACTS: json.dumps(facts)}))
 
     def _compute_vector(self, cell: Cell) -> EmotionVector:
         recipe = cell.vector
@@ -136,8 +172,10 @@ class Resources:
         cases = prepare(self.model, self.store.diagnostic_pairs(cell.attribution.diagnostics))
         found = attribute(self.model, cases, cell.attribution.config.steps)
         key = cell.attribution_id
+        scores = save(found.tensors())
         summary = {
             "id": key,
+            "scores_sha256": hashlib.sha256(scores).hexdigest(),
             "model": self.model.name,
             "pair": cell.pair.name,
             "metric": "log p(expressive words) - log p(counterpart words) as the next token, in nats",
@@ -154,7 +192,7 @@ class Resources:
 
         def write(directory: Path) -> None:
             paths = self.store.paths
-            (directory / paths.attribution_scores(key).name).write_bytes(save(found.tensors()))
+            (directory / paths.attribution_scores(key).name).write_bytes(scores)
             publish_json(directory / paths.attribution_summary(key).name, summary)
             attribution_heatmap(found, f"{cell.pair.name if cell.pair else ''} on {self.model.name}").savefig(
                 directory / paths.attribution_heatmap(key).name, dpi=150
@@ -164,9 +202,46 @@ class Resources:
 
 
 def read_attribution(store: Store, key: str) -> Attribution | None:
-    """A stored attribution, or None."""
-    summary = read_json(store.paths.attribution_summary(key))
-    if summary is None:
+    """A stored attribution, or None; a damaged one is put aside."""
+    summary, scores = store.attribution_summary(key), read_bytes(store.paths.attribution_scores(key))
+    if summary is None or scores is None:
         return None
-    tensors = load_file(store.paths.attribution_scores(key))
-    return Attribution.from_tensors(tensors, tuple(summary["pair_ids"]), tuple(summary["aligned_ids"]))
+    try:
+        return Attribution.from_tensors(load(scores), tuple(summary["pair_ids"]), tuple(summary["aligned_ids"]))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        put_aside(store.paths.attribution(key), f"{type(error).__name__}: {error}")
+        return None
+
+
+def _read_tensors(path: Path, facts_path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a vector file says of itself, and its tensors. Files of before the metadata are described by the `.json` beside them.
+
+    Raises:
+        SafetensorError: truncated, or no file of that format.
+        EmosteerError: nothing says whose it is.
+    """
+    # Not by safetensors' own map of the file into memory: who truncates it later would end this process with a bus error.
+    data = path.read_bytes()
+    tensors = load(data)
+    metadata = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__") or {}
+    try:
+        facts = json.loads(metadata[FACTS]) if FACTS in metadata else read_json(facts_path)
+        return dict(facts), tensors
+    except (ValueError, TypeError):
+        raise EmosteerError("nothing says whose vector it is") from None
+
+
+def _wrong_with_facts(facts: dict[str, Any], cell: Cell) -> str:
+    if facts.get("id") != cell.vector_id:
+        return f"it is the vector {facts.get('id')}"
+    return _wrong_with_identity(facts.get("model"), cell)
+
+
+def _wrong_with_identity(model: Any, cell: Cell) -> str:
+    return "" if model == cell.model.identity() else "it is of another model"
+
+
+def _wrong_with_norms(norms: Tensor, n_blocks: int) -> str:
+    if norms.shape != (n_blocks,):
+        return f"it has {norms.numel()} norms for {n_blocks} blocks"
+    return "" if bool((torch.isfinite(norms) & (norms > 0)).all()) else "a norm is not a positive number"

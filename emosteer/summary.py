@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import sys
 from typing import Any
 
 import pandas as pd
@@ -11,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from emosteer.endings import silence
 from emosteer.records.sweep import FAILED
 from emosteer.statistics import smallest_p
 from emosteer.tables import Tables
@@ -26,10 +28,18 @@ EXAMPLES = 3
 SIGNIFICANT = 0.05
 
 
+class _Stdout(Console):
+    """A console that falls silent when its reader leaves (`emosteer | head -1`): no failure, the results are on the disk."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        silence(sys.stdout.fileno())
+
+
 def console() -> Console:
     """Where results are printed: stdout, at least 100 columns wide where that is no terminal."""
     width = None if Console().is_terminal else max(100, shutil.get_terminal_size((100, 24)).columns)
-    return Console(width=width, highlight=False)
+    return _Stdout(width=width, highlight=False)
 
 
 def summary(name: str, tables: Tables) -> RenderableType:

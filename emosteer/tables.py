@@ -17,9 +17,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from emosteer.errors import Damaged
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, Cell
 from emosteer.records.store import Store, StoredReply
-from emosteer.records.sweep import DONE, FAILED, Sweep
+from emosteer.records.sweep import DONE, PENDING, Sweep
 from emosteer.scoring.scorer import Scorer
 from emosteer.statistics import dose_response, false_discovery_rate, paired_effects
 
@@ -42,13 +43,8 @@ class Scored:
     @cached_property
     def by_prompt(self) -> dict[str, dict[str, float]]:
         """Metric -> prompt id -> mean over its samples (NaN values left out; NaN where all are)."""
-        means: dict[str, dict[str, float]] = {}
-        for metric, values in self.metrics.items():
-            grouped: dict[str, list[float]] = {}
-            for reply, value in zip(self.replies, values, strict=True):
-                grouped.setdefault(reply.prompt_id, []).append(value)
-            means[metric] = {prompt: _mean(samples) for prompt, samples in grouped.items()}
-        return means
+        prompt_ids = [reply.prompt_id for reply in self.replies]
+        return {metric: prompt_means(prompt_ids, values) for metric, values in self.metrics.items()}
 
     def matrix(self, metrics: Sequence[str], prompts: Sequence[str]) -> Floats:
         """Per-prompt means [metric, prompt]; NaN where a metric or prompt is missing."""
@@ -89,12 +85,35 @@ class Tables:
         return self.results[self.results["is_control"]]
 
 
+def prompt_means(prompt_ids: Sequence[str], values: Sequence[float]) -> dict[str, float]:
+    """Prompt id -> mean over its samples, of one value per reply (NaN values left out; NaN where all are)."""
+    grouped: dict[str, list[float]] = {}
+    for prompt, value in zip(prompt_ids, values, strict=True):
+        grouped.setdefault(prompt, []).append(value)
+    return {prompt: _mean(samples) for prompt, samples in grouped.items()}
+
+
+def mean_of(matrices: Sequence[Floats]) -> Floats:
+    """The mean of matrices, such as those of several controls; NaN values left out, NaN where all are."""
+    stacked = np.stack(matrices)
+    n = (~np.isnan(stacked)).sum(axis=0)
+    return np.where(n > 0, np.nansum(stacked, axis=0) / np.maximum(n, 1), np.nan)
+
+
+def seed_of(text: str) -> int:
+    """Bootstraps are seeded by what they are of (a cell's id), so that a cell's interval does not depend on its neighbours."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
 def build(sweep: Sweep) -> Tables:
     """All tables of a sweep, from the records that are there now."""
     scorers, settings = sweep.scorers(), sweep.settings()["statistics"]
     cells = [task.cell for task in sweep.tasks()]
+    read = {cell.id: one for cell in cells if (one := _scored(sweep.store, cell, scorers)) is not None}
+    # Only now: reading puts aside what is damaged, and that has to run again.
     states = {cell.id: sweep.state(cell, scorers) for cell in cells}
-    scored = {cell.id: _scored(sweep.store, cell, scorers) for cell in cells if _has_replies(sweep.store, cell, states[cell.id])}
+    # A cell that failed because of a scorer has its replies and other scores.
+    scored = {cell_id: one for cell_id, one in read.items() if states[cell_id] != PENDING}
     metrics = list(dict.fromkeys(metric for one in scored.values() for metric in one.metrics))
     controls: dict[str, list[Scored]] = {}
     for one in scored.values():
@@ -109,16 +128,18 @@ def build(sweep: Sweep) -> Tables:
     return Tables(results, replies, _trends(scored, metrics, settings), attributions)
 
 
-def _has_replies(store: Store, cell: Cell, state: str) -> bool:
-    """Whether there is something to tabulate: a cell that failed because of a scorer has its replies and other scores."""
-    return cell.kind != ATTRIBUTION and (state == DONE or (state == FAILED and store.is_done(cell)))
-
-
-def _scored(store: Store, cell: Cell, scorers: Sequence[Scorer]) -> Scored:
+def _scored(store: Store, cell: Cell, scorers: Sequence[Scorer]) -> Scored | None:
+    """What there is of a cell; None where it has no replies, or damaged ones."""
+    if cell.kind == ATTRIBUTION or (record := store.record(cell)) is None:
+        return None
+    try:
+        replies = store.replies(cell)
+    except Damaged:
+        return None
     metrics: dict[str, list[float]] = {}
     for scorer in scorers:
-        metrics |= store.scores(cell, scorer.key) or {}
-    return Scored(cell, store.record(cell) or {}, store.replies(cell), metrics)
+        metrics |= store.scores(cell, scorer.key, len(replies)) or {}
+    return Scored(cell, record, replies, metrics)
 
 
 def _row(
@@ -137,7 +158,7 @@ def _row(
     prompts = list(dict.fromkeys(reply.prompt_id for reply in baseline.replies))
     options = {"n_resamples": settings["n_resamples"], "confidence": settings["confidence"]}
     steered, unsteered = own.matrix(metrics, prompts), baseline.matrix(metrics, prompts)
-    effects = paired_effects(steered, unsteered, seed=_seed(cell.id), **options)
+    effects = paired_effects(steered, unsteered, seed=seed_of(cell.id), **options)
     for metric, effect in zip(metrics, effects, strict=True):
         row |= {f"{metric}_{key}": value for key, value in asdict(effect).items()}
     row["perplexity_ratio"] = _ratio(row.get("perplexity_steered"), row.get("perplexity_baseline"))
@@ -145,8 +166,8 @@ def _row(
     matching = sorted(controls.get(cell.control_key, []), key=lambda control: control.cell.id) if cell.kind == CELL else []
     row["n_controls"] = len(matching)
     if matching:
-        random = _mean_of([control.matrix(metrics, prompts) for control in matching])
-        beyond = paired_effects(steered, random, seed=_seed(cell.id), **options)
+        random = mean_of([control.matrix(metrics, prompts) for control in matching])
+        beyond = paired_effects(steered, random, seed=seed_of(cell.id), **options)
         for metric, effect in zip(metrics, beyond, strict=True):
             row |= {
                 f"{metric}_beyond_random": effect.delta,
@@ -256,7 +277,7 @@ def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[st
             trend = dose_response(
                 [member.cell.coefficient for member in members],
                 deltas[:, i],
-                seed=_seed(key),
+                seed=seed_of(key),
                 n_resamples=settings["n_resamples"],
                 confidence=settings["confidence"],
             )
@@ -292,17 +313,5 @@ def _mean(values: Sequence[float]) -> float:
     return sum(defined) / len(defined) if defined else math.nan
 
 
-def _mean_of(matrices: Sequence[Floats]) -> Floats:
-    """The mean of matrices; NaN values left out, NaN where all are."""
-    stacked = np.stack(matrices)
-    n = (~np.isnan(stacked)).sum(axis=0)
-    return np.where(n > 0, np.nansum(stacked, axis=0) / np.maximum(n, 1), np.nan)
-
-
 def _ratio(steered: float | None, baseline: float | None) -> float:
     return steered / baseline if steered is not None and baseline else math.nan
-
-
-def _seed(text: str) -> int:
-    """Bootstraps are seeded by what they are of, so that a cell's interval does not depend on its neighbours."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")

@@ -32,6 +32,8 @@ class EmotionVector:
     """[block, width] float32, on the CPU."""
     residual_norm: Tensor
     """[block] float32: the usual length of the residual stream after each block."""
+    site: str = "residual"
+    """Whose output the directions were read from, and are added to: residual, attention or mlp."""
 
     def added(self, layer: int, coefficient: float, unit: str) -> Tensor:
         """What steering adds at a block [width]: `coefficient` residual norms long, or that many raw vectors."""
@@ -86,7 +88,7 @@ def emotion_vector(
     Raises:
         EmosteerError: unknown method, or a vector of another shape, not finite, or without length at some block.
     """
-    return checked(EmotionVector(find_method(method)(model, pairs, site), residual_norm))
+    return checked(EmotionVector(find_method(method)(model, pairs, site), residual_norm, site))
 
 
 def find_method(name: str) -> Method:
@@ -98,13 +100,27 @@ def find_method(name: str) -> Method:
     return find_function("vector.method", name)
 
 
-def checked(vector: EmotionVector) -> EmotionVector:
-    """The vector itself; raises EmosteerError where a direction is not finite or has no length."""
-    norms = vector.directions.norm(dim=1)
-    bad = [int(b) for b in torch.nonzero(~torch.isfinite(norms) | (norms == 0)).flatten()]
-    if bad:
+def checked(vector: EmotionVector, n_blocks: int | None = None, width: int | None = None) -> EmotionVector:
+    """The vector itself, where it can steer a model of `n_blocks` blocks and that width (None: of any).
+
+    Raises:
+        EmosteerError: another shape, a norm that is no positive number, or a direction that is not finite or has no length.
+    """
+    directions, norms = vector.directions, vector.residual_norm
+    expected = (n_blocks or directions.shape[0], width or directions.shape[-1])
+    if directions.shape != expected or norms.shape != expected[:1]:
+        raise EmosteerError(
+            f"the emotion vector is {list(directions.shape)} with {norms.numel()} residual norms: the model needs {list(expected)}"
+        )
+    if bad := _bad(norms):
+        raise EmosteerError(f"the residual norm is no positive number at blocks {bad}; look at the neutral texts")
+    if bad := _bad(directions.norm(dim=1)):
         raise EmosteerError(f"the emotion vector is not finite or has no length at blocks {bad}; look at the pairs' texts")
     return vector
+
+
+def _bad(lengths: Tensor) -> list[int]:
+    return [int(b) for b in torch.nonzero(~torch.isfinite(lengths) | (lengths <= 0)).flatten()]
 
 
 def random_direction(seed: int, index: int, n_blocks: int, width: int) -> Tensor:

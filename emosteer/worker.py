@@ -11,15 +11,17 @@ import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import psutil
 import torch
 
 import emosteer
-from emosteer.engine import Decoding, Engine, Reply, Request, RowSeed
-from emosteer.errors import EmosteerError
-from emosteer.model.language_model import LanguageModel, load
+from emosteer.bench import Bench, Loaded
+from emosteer.engine import Engine, Reply, Request, requests_for
+from emosteer.errors import Damaged, EmosteerError
+from emosteer.model.language_model import load
 from emosteer.model.source import find
 from emosteer.progress import Reporter, Silent
 from emosteer.records.cell import ATTRIBUTION, BASELINE, ModelSpec
@@ -31,6 +33,9 @@ from emosteer.scoring.scorer import Context
 
 log = logging.getLogger(__name__)
 
+NO_FAULT_OF_THE_CELL = (OSError, Damaged)
+"""A disk that is full or away, and texts that were edited: the worker ends and says so, and the cells stay to be run."""
+
 VERSIONED = ("torch", "transformers", "tokenizers", "numpy", "scipy", "NRCLex", "simplemma", "vaderSentiment")
 
 
@@ -40,29 +45,12 @@ class _Prepared:
 
     task: Task
     requests: list[Request]
-    prompt_ids: list[str]
     resolved: Resolved
     replies: dict[int, Reply] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
         return len(self.replies) == len(self.requests)
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """The model that the worker holds."""
-
-    key: str
-    model: LanguageModel
-    engine: Engine
-
-
-@dataclass
-class Bench:
-    """What stays when a worker has done its work: the model, for the next worker of this process."""
-
-    loaded: _Loaded | None = None
 
 
 class Worker:
@@ -107,6 +95,11 @@ class Worker:
                     # Cells are told as their replies come; others settled the rest, or it needed no replies.
                     self.report.settled(max(0, before - len(unsettled) - self._told))
                     self._told = 0
+        except EmosteerError:
+            raise
+        except OSError as error:
+            where = error.filename or self.store.paths.root
+            raise EmosteerError(f"{where}: {error.strerror or error}; give the same command again when that is mended") from error
         finally:
             self.claims.release_all()
 
@@ -118,7 +111,9 @@ class Worker:
         at_hand = self.bench.loaded.key if self.bench.loaded else None
         for key in sorted(by_model, key=lambda key: key != at_hand):
             claimed: list[Task] = []
-            for task in sorted(by_model[key], key=_order):
+            # One look tells which are held: those are tried last, since each costs several looks, and may be dead.
+            held = self.claims.taken()
+            for task in sorted(by_model[key], key=lambda task: (task.cell.id in held, _order(task))):
                 if len(claimed) == int(self.settings["worker"]["cells_per_claim"]):
                     break
                 lease = self.claims.take(task.cell.id)
@@ -127,7 +122,8 @@ class Worker:
                     claimed.append(task)
             # Another worker may have settled one between the look and the claim.
             still = self.sweep.unsettled(claimed, self.scorers)
-            self._release([task for task in claimed if task not in still])
+            there = {task.cell.id for task in still}
+            self._release([task for task in claimed if task.cell.id not in there])
             if still:
                 return still
         return []
@@ -151,7 +147,7 @@ class Worker:
         self._score(loaded, [t for t in cells if self.store.is_done(t.cell)])
         self._release(tasks)
 
-    def _load(self, spec: ModelSpec) -> _Loaded:
+    def _load(self, spec: ModelSpec) -> Loaded:
         if self.bench.loaded is None or self.bench.loaded.key != _model_key(spec):
             self.bench.loaded = self._resources = None  # frees the last one's memory first
             self.report.stage(f"loading {spec.config.name}")
@@ -164,32 +160,32 @@ class Worker:
             log.info("%s on %s, %s, %d blocks", model.name, model.device, model.dtype, model.n_blocks)
             batch_rows = self.settings["engine"]["batch_rows"]
             engine = Engine(model, int(batch_rows) if batch_rows else None)
-            self.bench.loaded = _Loaded(_model_key(spec), model, engine)
+            self.bench.loaded = Loaded(_model_key(spec), model, engine)
         return self.bench.loaded
 
-    def _resources_of(self, loaded: _Loaded) -> Resources:
+    def _resources_of(self, loaded: Loaded) -> Resources:
         if self._resources is None or self._resources.model is not loaded.model:
             self._resources = Resources(self.store, self.claims, loaded.model)
         return self._resources
 
-    def _attribute(self, loaded: _Loaded, task: Task) -> None:
+    def _attribute(self, loaded: Loaded, task: Task) -> None:
         pair = task.cell.pair.name if task.cell.pair else "pair"
         self.report.stage(f"attribution patching of {pair}")
         try:
             self._resources_of(loaded).attribution(task.cell)
-        except OSError:
+        except NO_FAULT_OF_THE_CELL:
             raise
         except Exception as error:
             self._fail(task, error)
 
-    def _generate(self, loaded: _Loaded, tasks: Sequence[Task]) -> None:
+    def _generate(self, loaded: Loaded, tasks: Sequence[Task]) -> None:
         prepared = []
         if any(task.cell.vector and not self.store.paths.vector(task.cell.vector_id).exists() for task in tasks):
             self.report.stage("emotion vectors")
         for task in tasks:
             try:
                 prepared.append(self._prepare(loaded, task))
-            except OSError:
+            except NO_FAULT_OF_THE_CELL:
                 raise
             except Exception as error:
                 self._fail(task, error)
@@ -197,19 +193,14 @@ class Worker:
             self.report.stage("generating")
             self._reply(loaded, prepared)
 
-    def _prepare(self, loaded: _Loaded, task: Task) -> _Prepared:
+    def _prepare(self, loaded: Loaded, task: Task) -> _Prepared:
         cell = task.cell
         steering, resolved = self._resources_of(loaded).steering(cell)
-        g = cell.generation
-        decoding = Decoding(g.max_new_tokens, g.min_new_tokens, g.do_sample, g.temperature, g.top_p)
-        rows = [(prompt, sample) for prompt in self.store.prompts(cell.prompts) for sample in range(g.n_samples)]
-        requests = [
-            Request(loaded.model.dialogue.prompt(prompt.messages), RowSeed(cell.seed, prompt.id, sample), steering, decoding)
-            for prompt, sample in rows
-        ]
-        return _Prepared(task, requests, [prompt.id for prompt, _ in rows], resolved)
+        prompts = self.store.prompts(cell.prompts)
+        requests = requests_for(loaded.model, prompts, cell.generation, cell.seed, steering, where=cell.prompts_name)
+        return _Prepared(task, requests, resolved)
 
-    def _reply(self, loaded: _Loaded, prepared: Sequence[_Prepared]) -> None:
+    def _reply(self, loaded: Loaded, prepared: Sequence[_Prepared]) -> None:
         """Generate and publish; where the batch raises, every cell runs alone, so that only the bad one fails."""
         started, generated = time.perf_counter(), 0
 
@@ -235,11 +226,11 @@ class Worker:
             share = sum(len(reply.tokens) for reply in cell.replies.values()) / max(generated, 1)
             self._publish(loaded, cell, (time.perf_counter() - started) * min(share, 1.0))
 
-    def _publish(self, loaded: _Loaded, done: _Prepared, seconds: float) -> None:
+    def _publish(self, loaded: Loaded, done: _Prepared, seconds: float) -> None:
         cell = done.task.cell
         replies = [
             StoredReply(
-                done.prompt_ids[i],
+                request.row_seed.prompt_id,
                 request.row_seed.sample,
                 loaded.model.dialogue.reply(done.replies[i].tokens),
                 done.replies[i].tokens,
@@ -258,26 +249,29 @@ class Worker:
         self._told += 1
         self.report.settled(1)
 
-    def _score(self, loaded: _Loaded, tasks: Sequence[Task]) -> None:
+    def _score(self, loaded: Loaded, tasks: Sequence[Task]) -> None:
         self.report.stage("scoring")
         for task in tasks:
             missing = self.sweep.unscored(task.cell, self.scorers)
             if not missing:
                 continue
-            replies = self.store.replies(task.cell)
+            try:
+                replies = self.store.replies(task.cell)
+            except Damaged:
+                continue  # put aside and told: the next round runs it again
             texts = [reply.reply for reply in replies]
             for scorer in missing:
                 try:
-                    context = {"context": self._context(loaded, task, replies)} if scorer.needs_model else {}
-                    metrics = scorer.function(texts, **scorer.options, **context)
-                    _check_lengths(scorer.name, metrics, len(texts))
+                    metrics = scorer.measure(texts, partial(self._context, loaded, task, replies))
+                except Damaged:
+                    raise
                 except Exception as error:
                     # The other scorers go on: one that fails takes none of their columns with it.
                     self._fail(task, error)
                     continue
                 self.store.publish_scores(task.cell, scorer.key, scorer.facts(), metrics)
 
-    def _context(self, loaded: _Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:
+    def _context(self, loaded: Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:
         prompts = {p.id: loaded.model.dialogue.prompt(p.messages) for p in self.store.prompts(task.cell.prompts)}
         return Context(loaded.engine, [prompts[reply.prompt_id] for reply in replies], [reply.tokens for reply in replies])
 
@@ -328,12 +322,6 @@ def _completed(engine: Engine, prepared: Sequence[_Prepared], on_tokens: Callabl
         cell.replies[i] = reply
         if cell.is_complete:
             yield cell
-
-
-def _check_lengths(name: str, metrics: dict[str, list[float]], n: int) -> None:
-    for metric, values in metrics.items():
-        if len(values) != n:
-            raise EmosteerError(f"scorer {name}: {metric} has {len(values)} values for {n} replies")
 
 
 def _order(task: Task) -> int:

@@ -41,8 +41,9 @@ from emosteer.datasets import (
     to_json_lines,
 )
 from emosteer.errors import EmosteerError
+from emosteer.hydra_messages import known_keys
 from emosteer.model.source import ModelSource, resolve_layers
-from emosteer.one_line import LONGEST, known_keys, one_line
+from emosteer.one_line import LONGEST, one_line
 from emosteer.planning import plan, typed
 from emosteer.records.cell import Cell
 from emosteer.scoring.fluency import duplication, repetition, words

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from emosteer.config import GenerationConfig
+from emosteer.datasets import Prompt
+from emosteer.errors import EmosteerError
+from emosteer.model.context_length import too_long
+from emosteer.model.language_model import LanguageModel
 from emosteer.steering import Steering
 
 
@@ -45,3 +51,31 @@ class Reply:
     tokens: tuple[int, ...]
     finished: bool
     """Whether the model ended the reply itself, before `max_new_tokens`."""
+
+
+def requests_for(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    generation: GenerationConfig,
+    seed: int,
+    steering: Steering | None = None,
+    where: str = "prompts",
+) -> list[Request]:
+    """What a cell asks: a request per prompt and sample, in the order of the prompts, then samples.
+
+    Raises:
+        EmosteerError: a prompt that does not fit into the model's context together with its reply; `where` says whose it is.
+    """
+    g = generation
+    decoding = Decoding(g.max_new_tokens, g.min_new_tokens, g.do_sample, g.temperature, g.top_p)
+    tokens = {prompt.id: _fitting(model, where, prompt, g.max_new_tokens) for prompt in prompts}
+    rows = [(prompt.id, sample) for prompt in prompts for sample in range(g.n_samples)]
+    return [Request(tokens[prompt], RowSeed(seed, prompt, sample), steering, decoding) for prompt, sample in rows]
+
+
+def _fitting(model: LanguageModel, where: str, prompt: Prompt, max_new_tokens: int) -> tuple[int, ...]:
+    """A prompt's tokens."""
+    tokens = model.dialogue.prompt(prompt.messages)
+    if model.context is not None and len(tokens) + max_new_tokens > model.context:
+        raise EmosteerError(too_long(where, prompt.id, len(tokens), max_new_tokens, model.name, model.context))
+    return tokens

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
-import tempfile
+import stat
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # what torch raises; nothing is unpickled here
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +18,7 @@ from emosteer.config import ModelConfig
 from emosteer.errors import EmosteerError
 from emosteer.model.anatomy import Anatomy, dissect
 from emosteer.model.dialogue import OPENING, Dialogue
-from emosteer.model.source import ModelSource, converted_dir, find
+from emosteer.model.source import CONTEXTS, ModelSource, converted_dir, find
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -46,6 +49,13 @@ class LanguageModel:
     @property
     def n_blocks(self) -> int:
         return self.anatomy.n_blocks
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that fit into prompt and reply; None where the model does not say."""
+        config = self.model.config.get_text_config()
+        found = [getattr(config, key, None) for key in CONTEXTS]
+        return next((n for n in found if isinstance(n, int) and n > 0), None)
 
     @property
     def width(self) -> int:
@@ -90,11 +100,13 @@ def choose_device(request: str) -> torch.device:
         device = torch.device(request)
     except RuntimeError:
         raise EmosteerError(f"model.device={request}: give auto, cpu, cuda, cuda:<n> or mps") from None
-    absent = (device.type == "cuda" and not torch.cuda.is_available()) or (
-        device.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if absent:
-        raise EmosteerError(f"model.device={request}: this machine has no such device; use model.device=auto")
+    try:
+        # Only an allocation tells whether the device, and that one of several, is there.
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+        raise EmosteerError(f"model.device={request}: this machine has no such device; use model.device=auto") from None
+    if device.type == "meta":
+        raise EmosteerError("model.device=meta: it computes nothing; give auto, cpu, cuda, cuda:<n> or mps")
     return device
 
 
@@ -119,6 +131,11 @@ def _load_quietly(config: ModelConfig, location: str, options: dict[str, Any]) -
         weights["attn_implementation"] = config.attn_implementation
     try:
         return AutoModelForCausalLM.from_pretrained(location, **weights), AutoTokenizer.from_pretrained(location, **options)
+    except UnpicklingError:
+        # transformers reads a .bin with torch's loader for tensors alone; that one's message tells how to run the code all the same.
+        raise EmosteerError(
+            f"model.path={location}: a .bin file there holds more than tensors, and could run anything: refused, give safetensors"
+        ) from None
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise EmosteerError(f"model.path={location}: transformers cannot load it: {error}") from error
 
@@ -126,7 +143,7 @@ def _load_quietly(config: ModelConfig, location: str, options: dict[str, Any]) -
 def _from_gguf(config: ModelConfig, source: ModelSource) -> tuple[Any, Any]:
     """Load a GGUF file by way of a converted copy: dequantising takes 20 seconds, loading the copy one."""
     converted = converted_dir(source)
-    if (converted / "config.json").exists():
+    if os.path.exists(converted / "config.json"):  # noqa: PTH110 - Path.exists raises where the cache is closed to us
         return _load_quietly(config, str(converted), {})
     log.info("converting %s to safetensors, once", source.gguf_file)
     model, tokenizer = _load_quietly(config, source.location, {"gguf_file": source.gguf_file})
@@ -143,18 +160,23 @@ def _keep_converted(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
     fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     fresh.load_state_dict(model.state_dict())
     fresh.generation_config = model.generation_config
+    temporary = directory.with_name(f".converting-{directory.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".converting-", dir=directory.parent))
-    except OSError as error:
-        log.warning("cannot keep the converted weights in %s (%s): the next load converts again", directory, error)
-        return
-    try:
+        # Made by mkdir, as the umask and a shared directory's group want it: mkdtemp would lock the group out.
+        temporary.mkdir(parents=True)
         fresh.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        _as_the_umask_wants(temporary)
         temporary.rename(directory)
-    except OSError as error:
-        if not directory.exists():
-            log.warning("cannot keep the converted weights in %s: %s", directory, error)
+    except Exception as error:  # the writers in Rust raise a SafetensorError, or a bare Exception, where the disk is full
+        if not (directory / "config.json").exists():
+            log.warning("cannot keep the converted weights in %s (%s): the next load converts again", directory, error)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _as_the_umask_wants(directory: Path) -> None:
+    """Give all files the permissions of a file that Python has made: safetensors lets nobody but the owner read its own."""
+    mode = (directory / "config.json").stat().st_mode
+    for path in directory.iterdir():
+        path.chmod(stat.S_IMODE(mode))

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from emosteer.config import AttributionConfig, GenerationConfig, ModelConfig
+from emosteer.records.paths import in_name
 
 ALGORITHM = 1
 """Raised by hand when the code's replies change."""
@@ -104,7 +105,7 @@ class Cell:
     @cached_property
     def id(self) -> str:
         """Readable prefix and hash."""
-        return f"{self._prefix()}-{_hash(self._identity())}"
+        return f"{in_name(self._prefix())}-{_hash(self._identity())}"
 
     @cached_property
     def baseline_id(self) -> str:
@@ -129,13 +130,18 @@ class Cell:
             prefix = f"random-{self.vector.seed}-{self.vector.index}"
         else:
             prefix = f"{self.pair.name if self.pair else 'vector'}-{self.vector.method}"
-        return f"{prefix}-{_hash(self._vector_identity())}"
+        return f"{in_name(prefix)}-{_hash(self._vector_identity())}"
 
     @property
     def attribution_id(self) -> str:
         """Id of the attribution that `layer=auto` asks."""
         assert self.attribution is not None
-        return f"{self.pair.name if self.pair else 'pair'}-{_hash(self._attribution_identity())}"
+        return f"{in_name(self.pair.name if self.pair else 'pair')}-{_hash(self._attribution_identity())}"
+
+    @property
+    def norms_id(self) -> str:
+        """Id of the model's residual norms, as they stand in the cell's vector file."""
+        return short_hash([self.model.identity(), self.neutral])
 
     @property
     def layers_text(self) -> str:
@@ -256,6 +262,11 @@ def _differences(config: Any) -> dict[str, Any]:
 def _default(f: dataclasses.Field[Any]) -> Any:
     """A field's default; MISSING, which equals no value, where it has none."""
     return f.default if f.default_factory is dataclasses.MISSING else f.default_factory()
+
+
+def short_hash(data: Any) -> str:
+    """A hash of plain data, for keys."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def _hash(identity: dict[str, Any]) -> str:

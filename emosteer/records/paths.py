@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+
+LONGEST = 120
+"""Bytes of a name that somebody else chose: with a hash, our own endings and a host's name it stays below 255."""
+UNSAFE = re.compile(r"[/\x00-\x1f\x7f]|^\.")
+
+
+def in_name(text: str, longest: int = LONGEST) -> str:
+    """What of a user's name stands in a file's name: one component of a path, not hidden, and not too long; most stay as they are."""
+    return UNSAFE.sub("_", text).encode(errors="replace")[:longest].decode(errors="ignore")
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,26 @@ class StorePaths:
 
     root: Path
 
+    @property
+    def cells(self) -> Path:
+        return self.root / "cells"
+
+    @property
+    def baselines(self) -> Path:
+        return self.root / "baselines"
+
+    @property
+    def attributions(self) -> Path:
+        return self.root / "attributions"
+
+    @property
+    def kinds(self) -> dict[str, Path]:
+        """Where things of each kind lie, one file or directory each (a vector has two)."""
+        names = ("cells", "baselines", "attributions", "vectors", "residual_norms", "texts", "claims")
+        return {name: self.root / name for name in names}
+
     def cell(self, cell_id: str, is_baseline: bool = False) -> CellPaths:
-        return CellPaths(self.root / ("baselines" if is_baseline else "cells") / cell_id)
+        return CellPaths((self.baselines if is_baseline else self.cells) / cell_id)
 
     @property
     def claims(self) -> Path:
@@ -59,7 +87,7 @@ class StorePaths:
         return self.root / "residual_norms" / f"{norms_id}.json"
 
     def attribution(self, attribution_id: str) -> Path:
-        return self.root / "attributions" / attribution_id
+        return self.attributions / attribution_id
 
     def attribution_scores(self, attribution_id: str) -> Path:
         return self.attribution(attribution_id) / "scores.safetensors"

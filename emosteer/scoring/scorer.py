@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
@@ -71,6 +72,25 @@ class Scorer:
     def needs_model(self) -> bool:
         """Whether the function asks for the model."""
         return "context" in inspect.signature(self.function).parameters
+
+    def measure(self, replies: Sequence[str], context: Callable[[], Context]) -> Scores:
+        """What the function says of the replies of one cell; a value that is not finite is undefined, and becomes NaN.
+
+        Args:
+            replies: all of the cell's.
+            context: makes the context, where the function asks for it.
+
+        Raises:
+            EmosteerError: something else than metrics, or a metric with another number of values than there are replies.
+        """
+        asked = {"context": context()} if self.needs_model else {}
+        metrics = self.function(replies, **self.options, **asked)
+        if not isinstance(metrics, Mapping):
+            raise EmosteerError(f"scorer {self.name} gave {repr(metrics)[:60]}: a scorer gives metric -> one value per reply")
+        for metric, values in metrics.items():
+            if len(values) != len(replies):
+                raise EmosteerError(f"scorer {self.name}: {metric} has {len(values)} values for {len(replies)} replies")
+        return {metric: [float(v) if math.isfinite(v) else math.nan for v in values] for metric, values in metrics.items()}
 
     def facts(self) -> dict[str, Any]:
         """What is stored beside the scores."""

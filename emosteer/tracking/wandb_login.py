@@ -71,7 +71,8 @@ def is_logged_in(environ: Mapping[str, str] = os.environ) -> bool:
 def writer_environment(scratch: Path, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of a process that writes offline runs: nothing of the user's wandb, and no way to a network."""
     kept = {key: value for key, value in environ.items() if not key.startswith("WANDB_")}
-    folders = {f"WANDB_{name}_DIR": str(scratch) for name in ("CONFIG", "CACHE", "DATA")}
+    # TMPDIR too: wandb moves its files into a run from there, with the group that they had.
+    folders = {name: str(scratch) for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "TMPDIR")}
     return kept | folders | {"WANDB_MODE": OFFLINE, "WANDB_SILENT": "true", "WANDB_ERROR_REPORTING": "false"}
 
 

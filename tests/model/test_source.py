@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import numpy as np
 import pytest
+from safetensors.numpy import save
 
 from emosteer.config import ModelConfig
 from emosteer.errors import EmosteerError
@@ -23,7 +25,7 @@ def directory(tmp_path: Path) -> Path:
     home = tmp_path / "weights"
     home.mkdir()
     (home / "config.json").write_text(json.dumps({"num_hidden_layers": 7}))
-    (home / "model.safetensors").write_bytes(bytes(range(256)) * 100)
+    (home / "model.safetensors").write_bytes(save({"weight": np.arange(6400, dtype=np.float32)}))
     (home / "tokenizer.json").write_text("{}")
     (home / "README.md").write_text("read me")
     return home
@@ -139,7 +141,7 @@ def test_a_hub_model_is_its_commit(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     (snapshot / "config.json").write_text('{"n_layer": 12}')
     asked: list[Any] = []
 
-    def download(repo: str, file: str, revision: str | None = None) -> str:
+    def download(repo: str, file: str, revision: str | None = None, local_files_only: bool = False) -> str:
         asked.append((repo, file, revision))
         return str(snapshot / file)
 
@@ -180,3 +182,54 @@ def test_a_layer_out_of_range(layer: int) -> None:
 def test_layers_that_are_none(request_: Any) -> None:
     with pytest.raises(EmosteerError, match="layer"):
         resolve_layers(request_, 30, NAME)
+
+
+DAMAGE = {
+    "cut off": lambda content: content[:-100],
+    "longer": lambda content: content + b"more",
+    "empty": lambda content: b"",
+    "no safetensors": lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 1000\n",
+    "no JSON in its head": lambda content: content[:8] + b"x" + content[9:],
+    "an impossible head": lambda content: b"\xff" * 8 + content[8:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_weights_are_told_before_they_are_loaded(directory: Path, damage: str) -> None:
+    path = directory / "model.safetensors"
+    path.write_bytes(DAMAGE[damage](path.read_bytes()))
+
+    with pytest.raises(EmosteerError, match=r"model\.safetensors: a damaged safetensors file .*fetch or save the model again"):
+        find(local(directory))
+
+
+@pytest.mark.parametrize(
+    ("config", "context"),
+    [
+        ({"max_position_embeddings": 2048}, 2048),
+        ({"n_positions": 1024}, 1024),
+        ({"text_config": {"max_position_embeddings": 4096}}, 4096),
+        ({"max_position_embeddings": None}, None),
+        ({}, None),
+    ],
+)
+def test_the_context_is_read_from_the_config(directory: Path, config: dict[str, Any], context: int | None) -> None:
+    (directory / "config.json").write_text(json.dumps({"num_hidden_layers": 7} | config))
+
+    assert find(local(directory)).context == context
+    assert find(local(directory)).context == context, "also where the facts are remembered"
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "{", "3", '{"num_hidden_layers": "many"}'])
+def test_a_config_that_is_none_is_told(directory: Path, content: str) -> None:
+    (directory / "config.json").write_text(content)
+
+    with pytest.raises(EmosteerError, match=r"config\.json: "):
+        find(local(directory))
+
+
+def test_a_damaged_gguf_file_is_told(directory: Path) -> None:
+    (directory / "model.gguf").write_bytes(b"GGUF and no more")
+
+    with pytest.raises(EmosteerError, match=r"model\.gguf: not a GGUF file, or a damaged one"):
+        find(local(directory, gguf_file="model.gguf"))

@@ -6,12 +6,14 @@ import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from emosteer.config import AttributionConfig, GenerationConfig, ModelConfig
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, AttributionSpec, Cell, ModelSpec, PairSpec, VectorSpec
+from emosteer.records.publish import publish_file
 
 CONFIG = ModelConfig(name="tiny", path="/models/tiny")
 MODEL = ModelSpec(CONFIG, "sha256:0123", n_blocks=4)
@@ -325,3 +327,19 @@ GOLDEN = {
     "attribution's directory": "joy_sadness-50efbcf6ccc4",
     "vector": "joy_sadness-mean_difference-f58a15a2dd1f",
 }
+
+
+@pytest.mark.parametrize("name", ["a/b", "../../up", "a\nb", ".hidden", "é" * 300, "x" * 300, "\udcff", "a b'c\"$d{e}=f"])
+def test_whatever_a_pair_is_called_its_files_have_possible_names(tmp_path: Path, name: str) -> None:
+    pair = dataclasses.replace(PAIR, name=name)
+    attribution = AttributionSpec("diagnostics-1", AttributionConfig())
+    cell = dataclasses.replace(BASE, pair=pair, layers=tuple(range(128)), attribution=attribution)
+    attributed = Cell(ATTRIBUTION, MODEL, pair=pair, attribution=attribution)
+    files = [cell.id, cell.control(0).id, attributed.id, attributed.attribution_id, f"{cell.vector_id}.safetensors"]
+    for file in files:
+        assert Path(file).name == file
+        assert not file.startswith(".")
+        assert "\n" not in file
+        publish_file(tmp_path / file, "x")
+    assert len(set(files)) == len(list(tmp_path.iterdir()))
+    assert dataclasses.replace(cell, coefficient=0.3).id != cell.id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -45,6 +46,11 @@ def age(path: Path, seconds: float) -> None:
     """Make a lease look as if it had not been touched for a while."""
     touched = path.stat().st_mtime - seconds
     os.utime(path, (touched, touched))
+
+
+def ticks(pid: int) -> int:
+    """The start of a process in clock ticks since the boot: field 22 of its `stat`, see proc(5)."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].split()[22 - 3])
 
 
 def ended_process() -> int:
@@ -136,15 +142,24 @@ def test_the_lease_of_a_dead_process_on_this_host_is_taken_over_at_once(claims: 
 
 def test_a_new_process_under_the_old_number_does_not_keep_a_lease_alive(claims: Claims) -> None:
     path = taken(claims, "cell").path
-    rewrite(path, started=psutil.Process().create_time() - 1000)
+    rewrite(path, ticks=owner(path)["ticks"] - 1000)
 
+    assert taken(Claims(claims.directory, MINUTE), "cell").attempt == 2
+
+
+def test_a_lease_of_an_older_version_tells_the_process_by_its_start(claims: Claims) -> None:
+    path = taken(claims, "cell").path
+    rewrite(path, ticks=None, boot=owner(path)["boot"])
+    assert Claims(claims.directory, MINUTE).take("cell") is None
+
+    rewrite(path, started=psutil.Process().create_time() - 1000)
     assert taken(Claims(claims.directory, MINUTE), "cell").attempt == 2
 
 
 def test_the_lease_of_a_live_process_is_left_alone(claims: Claims) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         path = taken(claims, "cell").path
-        rewrite(path, pid=process.pid, started=psutil.Process(process.pid).create_time())
+        rewrite(path, pid=process.pid, ticks=ticks(process.pid))
 
         assert Claims(claims.directory, MINUTE).take("cell") is None
 
@@ -249,3 +264,107 @@ def test_a_lease_that_is_released_meanwhile_is_no_earlier_attempt(claims: Claims
     monkeypatch.setattr(other, "_create", create_then_vanish)
 
     assert taken(other, "cell").attempt == 1
+
+
+HOUR = 3600.0
+
+
+@pytest.mark.parametrize("jump", [-5 * HOUR, 5 * HOUR])
+def test_a_clock_that_jumps_takes_no_lease_from_a_live_process(claims: Claims, jump: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of day, and with it the boot time from which psutil reckons when a process started."""
+    path = taken(claims, "cell").path
+    age(path, jump)
+    started = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: started(process) + jump)
+    monkeypatch.setattr(time, "time", lambda: jump)
+
+    assert Claims(claims.directory, MINUTE).take("cell") is None
+    assert owner(path)["attempt"] == 1
+
+
+@pytest.mark.parametrize("jump", [0.0, 5 * HOUR])
+@pytest.mark.parametrize("host", [{}, {"host": "elsewhere"}])
+def test_a_lease_from_the_future_does_not_live_for_ever(tmp_path: Path, host: dict[str, str], jump: float) -> None:
+    """Also one whose process hangs here: who waits sees that it stays untouched."""
+    claims, watcher = Claims(tmp_path / "claims", 0.3), Claims(tmp_path / "claims", 0.3)
+    path = taken(claims, "cell").path
+    rewrite(path, **host)
+    age(path, -jump)
+
+    assert watcher.take("cell") is None
+    time.sleep(0.4)
+    lease = watcher.take("cell")
+
+    assert lease is not None
+    assert lease.attempt == 2
+
+
+def test_a_lease_that_is_touched_is_alive_whatever_the_clock_says(tmp_path: Path) -> None:
+    claims, watcher = Claims(tmp_path / "claims", 0.3), Claims(tmp_path / "claims", 0.3)
+    path = taken(claims, "cell").path
+    rewrite(path, host="elsewhere")
+    until = time.monotonic() + 0.9
+    touches = 0
+    while time.monotonic() < until:
+        touches += 1
+        stamp = path.stat().st_mtime + HOUR + touches
+        os.utime(path, (stamp, stamp))  # its owner's heartbeat, by a clock that runs ahead
+        assert watcher.take("cell") is None
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("key", ["boot", "processes"])
+def test_a_number_of_another_boot_or_container_is_not_looked_up_here(claims: Claims, key: str) -> None:
+    """Machines may share a name, and containers count their processes by themselves: such a lease expires by its age."""
+    path = taken(claims, "cell").path
+    rewrite(path, pid=ended_process(), **{key: "another"})
+
+    assert Claims(claims.directory, MINUTE).take("cell") is None
+    age(path, 2 * MINUTE)
+    assert Claims(claims.directory, MINUTE).take("cell") is not None
+
+
+def test_a_process_that_has_ended_and_was_not_collected_is_dead(claims: Claims) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        path = taken(claims, "cell").path
+        rewrite(path, pid=process.pid, ticks=ticks(process.pid))
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+        assert Claims(claims.directory, MINUTE).take("cell") is not None
+
+
+def test_a_link_whose_answer_was_lost_is_ones_own(claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client of a network file system sends it again, and is told that the name is there."""
+    link = os.link
+
+    def twice(source: Path, target: Path) -> None:
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+
+    assert taken(claims, "cell").attempt == 1
+    assert [path.name for path in claims.directory.iterdir()] == ["cell"]
+
+
+def test_a_stale_handle_is_a_lease_that_is_gone(claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = taken(claims, "cell").path
+    rewrite(path, host="elsewhere")
+    stat = Path.stat
+
+    def stale(self: Path, **options: Any) -> os.stat_result:
+        if self == path:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", stale)
+    other = Claims(claims.directory, MINUTE)
+    assert other._is_dead(path, owner(path))
+
+
+def test_what_is_held_is_seen_at_one_look(claims: Claims) -> None:
+    for cell in "ab":
+        taken(claims, cell)
+
+    assert claims.taken() == {"a", "b"}

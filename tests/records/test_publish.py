@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -15,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from emosteer.records.publish import TEMPORARY, publish_directory, publish_file, publish_json, read_json
+from emosteer.errors import EmosteerError, Unwritable
+from emosteer.records.publish import TEMPORARY, naming, publish_directory, publish_file, publish_json, read_json
 
 KILLS = 12
 FILE_WRITER = """
@@ -158,9 +160,109 @@ def test_what_writing_a_directory_raises_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_no_sign_that_another_was_first(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_full_disk_is_no_sign_that_another_was_first(tmp_path: Path, is_there: bool) -> None:
     def full(directory: Path) -> None:
+        if is_there:
+            (tmp_path / "cell").mkdir()
+            (tmp_path / "cell" / "a").write_text("another's")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(Unwritable, match=r"cannot write .*/cell: No space left on device; make room there and give the same command"):
         publish_directory(tmp_path / "cell", full)
+
+
+def test_a_rename_that_finds_no_room_is_no_sign_of_it_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cell").mkdir()
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(Unwritable, match="Disk quota exceeded; make room there"):
+        publish_directory(tmp_path / "cell", lambda directory: (directory / "a").write_text("a") and None)
+    assert [path.name for path in tmp_path.iterdir()] == ["cell"]
+
+
+def test_what_cannot_be_written_is_an_error_for_the_user_and_for_the_machine() -> None:
+    """The one prints it in a line, the other does not take it for a cell's failure."""
+    with pytest.raises(EmosteerError) as caught, naming(Path("/nowhere")):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    assert isinstance(caught.value, OSError)
+    assert caught.value.errno == errno.EACCES
+    assert str(caught.value).startswith("cannot write /nowhere: Permission denied; let yourself write there")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_rename_whose_answer_was_lost_has_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client of a network file system sends it again, and is told that its source is gone."""
+    replace = Path.replace
+
+    def twice(self: Path, target: Path) -> Path:
+        replace(self, target)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", twice)
+    publish_file(tmp_path / "file", "whole")
+
+    assert publish_directory(tmp_path / "cell", lambda directory: (directory / "a").write_text("whole") and None)
+    assert (tmp_path / "file").read_text() == (tmp_path / "cell" / "a").read_text() == "whole"
+
+
+@pytest.mark.parametrize(("times", "reads"), [(2, True), (3, False)])
+def test_a_stale_handle_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int, reads: bool) -> None:
+    publish_json(tmp_path / "file", [1])
+    read, left = Path.read_bytes, [times]
+
+    def stale(self: Path) -> bytes:
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    if reads:
+        assert read_json(tmp_path / "file") == [1]
+    else:
+        with pytest.raises(OSError, match="Stale"):
+            read_json(tmp_path / "file")
+
+
+def test_names_are_flushed_with_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a crash of the machine may lose a rename that the next command counts on."""
+    flushed: list[str] = []
+    fsync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        flushed.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    publish_file(tmp_path / "file", "x")
+    assert [Path(path).name.startswith(TEMPORARY) for path in flushed] == [True, False]
+    assert flushed[-1] == str(tmp_path)
+
+    flushed.clear()
+
+    def write(directory: Path) -> None:
+        (directory / "sub").mkdir()
+        (directory / "sub" / "a").write_text("a")
+
+    publish_directory(tmp_path / "cell", write)
+    draft = next(path for path in flushed if Path(path).name.startswith(TEMPORARY))
+    assert set(flushed) == {draft, f"{draft}/sub", f"{draft}/sub/a", str(tmp_path)}
+    assert flushed[-1] == str(tmp_path)
+
+
+def test_nothing_stays_open(tmp_path: Path) -> None:
+    def open_files() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    before = open_files()
+    for number in range(50):
+        publish_file(tmp_path / f"file{number}", "x")
+        publish_directory(tmp_path / f"cell{number}", lambda directory: (directory / "a").write_text("a") and None)
+        read_json(tmp_path / "absent")
+
+    assert open_files() == before

@@ -43,21 +43,24 @@ class GridSweeper(BasicSweeper):
         A sweep that is refused before its first cell leaves no directory behind. When a job failed, the others go on, and the first
         failure is raised when the results are built.
         """
-        from emosteer.hydra_jobs import refusals
+        from emosteer.hydra_jobs import Refused, refusals
 
         assert self.config is not None
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         axes = parser.parse_overrides([*self._parse_config(), *arguments])
         with refusals():
-            _check_product(axes)
+            _check_product(axes, self.max_batch_size)
         self.overrides = self.split_arguments(axes, self.max_batch_size)
         with _directory_of(self.config):
             returns = self._launch_batches()
         failed = [returned for batch in returns for returned in batch if returned.status != JobStatus.COMPLETED]
         if failed:
             # Hydra leaves it out when a job failed.
-            self.hydra_context.callbacks.on_multirun_end(config=self.config)
+            self.hydra_context.callbacks.on_multirun_end(config=self.config, config_name=self.config.hydra.job.config_name)
+            error = failed[0]._return_value
+            if isinstance(error, Refused):
+                raise error  # in one line: `return_value` would print all overrides with it
             _ = failed[0].return_value  # raises
         return returns
 
@@ -87,11 +90,13 @@ class GridSweeper(BasicSweeper):
         super().validate_batch_is_legal(list(groups.values()))
 
 
-def _check_product(axes: Sequence[Override]) -> None:
-    """Refuse too many or no cells before the product is made, which may not fit into memory."""
+def _check_product(axes: Sequence[Override], batch_size: int | None) -> None:
+    """Refuse too many or no cells, and batches of none, before the product is made, which may not fit into memory."""
     from emosteer.errors import EmosteerError
     from emosteer.launcher import check_number_of_cells
 
+    if batch_size is not None and batch_size < 1:
+        raise EmosteerError(f"hydra.sweeper.max_batch_size={batch_size}: give a whole number of at least 1, or null for one batch")
     # Of several overrides of one key the last holds.
     numbers = {}
     for axis in axes:

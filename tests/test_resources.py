@@ -1,0 +1,224 @@
+"""Vectors, norms and attributions on disk: read back to what was computed, and made again where they are damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from disks import fill, small_disk
+from made_up_sweep import made_up_cell
+from safetensors.torch import load_file, save_file
+from tiny_models import BLOCKS, WIDTH, tiny_model
+
+from emosteer.datasets import ContrastivePair, NeutralText
+from emosteer.errors import EmosteerError, Unwritable
+from emosteer.records.cell import Cell, ModelSpec, VectorSpec
+from emosteer.records.claims import Claims
+from emosteer.records.store import Store
+from emosteer.resources import FACTS, Resources
+
+PAIRS = [ContrastivePair("a", "We are so happy that you came!", "I am sad, because the rain took the garden.")]
+NEUTRAL = [NeutralText("a", "A train leaves the station at nine and arrives before noon.")]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+@pytest.fixture
+def cell(store: Store) -> Cell:
+    return of_the_tiny_model(store)
+
+
+def of_the_tiny_model(store: Store) -> Cell:
+    made_up = made_up_cell(store)
+    texts = store.keep_texts(PAIRS)
+    return dataclasses.replace(
+        made_up,
+        model=ModelSpec(made_up.model.config, "sha256:tiny", BLOCKS),
+        vector=VectorSpec("mean_difference", texts),
+        neutral=store.keep_texts(NEUTRAL),
+    )
+
+
+def resources(store: Store) -> Resources:
+    """As a new process has them: nothing in memory."""
+    return Resources(store, Claims(store.paths.claims, 60.0), tiny_model("llama"))
+
+
+def rewritten(change: Callable[[dict[str, torch.Tensor], dict[str, str]], object]) -> Callable[[Path], None]:
+    """A damage: other tensors or metadata, in a file that reads."""
+
+    def damage(path: Path) -> None:
+        tensors = load_file(path)
+        metadata = {FACTS: json.dumps(json.loads(path.with_suffix(".json").read_text()))}
+        change(tensors, metadata)
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path, metadata)
+
+    return damage
+
+
+def other_facts(**changes: Any) -> Callable[[Path], None]:
+    return rewritten(lambda _, metadata: metadata.update({FACTS: json.dumps(json.loads(metadata[FACTS]) | changes)}))
+
+
+def without_metadata(path: Path) -> None:
+    save_file(load_file(path), path)
+
+
+def described_by_json_alone(**changes: Any) -> Callable[[Path], None]:
+    """As older versions left it, but for the changes."""
+
+    def damage(path: Path) -> None:
+        without_metadata(path)
+        facts = path.with_suffix(".json")
+        facts.write_text(json.dumps(json.loads(facts.read_text()) | changes))
+
+    return damage
+
+
+def all_gone(path: Path) -> None:
+    without_metadata(path)
+    path.with_suffix(".json").unlink()
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "header truncated": lambda path: path.write_bytes(path.read_bytes()[:20]),
+    "empty": lambda path: path.write_bytes(b""),
+    "tensors shorter than the header says": lambda path: path.write_bytes(path.read_bytes()[:-128]),
+    "no safetensors": lambda path: path.write_text("block.0"),
+    "a NaN": rewritten(lambda tensors, _: tensors["block.1"].__setitem__(3, torch.nan)),
+    "an infinity": rewritten(lambda tensors, _: tensors["block.1"].__setitem__(3, torch.inf)),
+    "no length": rewritten(lambda tensors, _: tensors["block.1"].zero_()),
+    "another width": rewritten(lambda tensors, _: tensors.update({k: v[:-1] for k, v in tensors.items() if k.startswith("block")})),
+    "one block of another width": rewritten(lambda tensors, _: tensors.update({"block.1": tensors["block.1"][:-1]})),
+    "in two dimensions": rewritten(
+        lambda tensors, _: tensors.update({k: v[None] for k, v in tensors.items() if k != "residual_norm"})
+    ),
+    "half precision": rewritten(lambda tensors, _: tensors.update({k: v.half() for k, v in tensors.items()})),
+    "a block missing": rewritten(lambda tensors, _: tensors.pop("block.2")),
+    "no norms": rewritten(lambda tensors, _: tensors.pop("residual_norm")),
+    "fewer norms": rewritten(lambda tensors, _: tensors.update(residual_norm=tensors["residual_norm"][:-1])),
+    "a NaN for a norm": rewritten(lambda tensors, _: tensors["residual_norm"].__setitem__(0, torch.nan)),
+    "a norm of zero": rewritten(lambda tensors, _: tensors["residual_norm"].__setitem__(0, 0.0)),
+    "of another recipe": other_facts(id="joy_sadness-mean_difference-000000000000"),
+    "of another model": other_facts(model={"fingerprint": "sha256:other", "dtype": "float32"}),
+    "facts that are none": rewritten(lambda _, metadata: metadata.update({FACTS: "[1"})),
+    "of another recipe, says the json": described_by_json_alone(id="another"),
+    "of another model, says the json": described_by_json_alone(model={"fingerprint": "sha256:other", "dtype": "float32"}),
+    "of nobody": all_gone,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_vector_is_put_aside_and_made_again(
+    store: Store, cell: Cell, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = resources(store).vector(cell)
+    path = store.paths.vector(cell.vector_id)
+    DAMAGES[damage](path)
+    damaged = path.read_bytes()
+
+    again = resources(store).vector(cell)
+
+    assert torch.equal(again.directions, made.directions)
+    assert torch.equal(again.residual_norm, made.residual_norm)
+    assert len(caplog.messages) == 1, caplog.messages
+    assert str(path) in caplog.text
+    aside = list(path.parent.glob(f".damaged-{path.name}-*"))
+    assert [other.read_bytes() for other in aside] == [damaged]
+    resources(store).vector(cell)
+    assert len(caplog.messages) == 1, "what was made again is whole"
+
+
+def test_the_file_alone_tells_whose_vector_it_is(store: Store, cell: Cell) -> None:
+    from safetensors import safe_open
+
+    made = resources(store).vector(cell)
+    path = store.paths.vector(cell.vector_id)
+    facts = json.loads(path.with_suffix(".json").read_text())
+    with safe_open(path, "pt") as file:
+        assert json.loads(file.metadata()[FACTS]) == facts
+    assert facts["id"] == cell.vector_id
+    assert facts["model"] == cell.model.identity()
+    assert facts["recipe"]["texts"] == cell.vector.texts  # type: ignore[union-attr]
+
+    path.with_suffix(".json").unlink()
+    assert torch.equal(resources(store).vector(cell).directions, made.directions)
+    assert not path.with_suffix(".json").exists(), "it was read, and not made again"
+
+
+def test_a_vector_file_of_before_the_metadata_reads(store: Store, cell: Cell, caplog: pytest.LogCaptureFixture) -> None:
+    made = resources(store).vector(cell)
+    path = store.paths.vector(cell.vector_id)
+    without_metadata(path)
+    before = path.stat().st_mtime_ns
+
+    assert torch.equal(resources(store).vector(cell).directions, made.directions)
+    assert path.stat().st_mtime_ns == before
+    assert caplog.messages == []
+
+
+NORM_DAMAGES: dict[str, Callable[[dict[str, Any]], object]] = {
+    "one too many": lambda stored: stored["residual_norm"].append(1.0),
+    "text": lambda stored: stored.update(residual_norm=["a"] * BLOCKS),
+    "NaN": lambda stored: stored["residual_norm"].__setitem__(0, float("nan")),
+    "negative": lambda stored: stored["residual_norm"].__setitem__(0, -1.0),
+    "of another model": lambda stored: stored["model"].update(fingerprint="sha256:other"),
+    "gone": lambda stored: stored.pop("residual_norm"),
+}
+
+
+@pytest.mark.parametrize("damage", NORM_DAMAGES)
+def test_damaged_norms_are_measured_again(store: Store, cell: Cell, damage: str, caplog: pytest.LogCaptureFixture) -> None:
+    norms = resources(store).residual_norm(cell)
+    path = store.paths.residual_norms(cell.norms_id)
+    stored = json.loads(path.read_text())
+    NORM_DAMAGES[damage](stored)
+    path.write_text(json.dumps(stored))
+
+    assert torch.equal(resources(store).residual_norm(cell), norms)
+    assert len(caplog.messages) == 1
+    assert str(path) in caplog.text
+
+
+def test_norms_that_are_no_numbers_are_no_endless_work(store: Store, cell: Cell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("emosteer.resources.residual_norms", lambda *_: torch.full((BLOCKS,), torch.nan))
+
+    with pytest.raises(EmosteerError, match=r"residual norms of tiny-llama: .* try model.dtype=float32"):
+        resources(store).residual_norm(cell)
+    assert list(store.paths.claims.iterdir()) == []
+
+
+def test_a_shape_of_another_model_is_told(store: Store, cell: Cell) -> None:
+    from emosteer.vectors import checked
+
+    vector = resources(store).vector(cell)
+    assert checked(vector, BLOCKS, WIDTH) is vector
+    with pytest.raises(EmosteerError, match=r"is \[4, 32\] with 4 residual norms: the model needs \[4, 64\]"):
+        checked(vector, BLOCKS, 64)
+    with pytest.raises(EmosteerError, match=r"the model needs \[5, 32\]"):
+        checked(vector, 5, WIDTH)
+
+
+def test_a_vector_that_does_not_fit_is_no_vector(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        store = Store(disk / "store")
+        cell = of_the_tiny_model(store)
+        resources(store).residual_norm(cell)
+        stuffing = fill(disk)
+
+        with pytest.raises(Unwritable, match=r"cannot write .*: No space left on device; make room there"):
+            resources(store).vector(cell)
+        assert not store.paths.vector(cell.vector_id).exists()
+
+        stuffing.unlink()
+        assert list(store.paths.claims.iterdir()) == [], "nobody waits for it"
+        assert resources(store).vector(cell).directions.shape == (BLOCKS, WIDTH)
