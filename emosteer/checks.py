@@ -36,14 +36,11 @@ NAME = re.compile(r"[^\W.](?:[\w .+=,@-]*[^\W.])?")
 LONGEST_NAME = 200
 """Bytes of a sweep's name: a file system allows 255, and what is written beside it has longer names."""
 
-OWN_SCORERS = "emosteer."
-"""How the dotted path of a shipped scorer begins; what others measure is known when they have run."""
-
 MOST, MOST_CONTROLS = 10_000_000, 1_000
 """No count is meant to be larger; each control is a cell to be planned and run."""
 
-LONGEST_PART = 100
-"""Bytes of a name that is a part of file names."""
+OWN_SCORERS = "emosteer."
+"""How the dotted path of a shipped scorer begins; what others measure is known when they have run."""
 
 FREE_OF_IDS = ("name", "store", "mode", "tracking", "engine", "worker", "statistics", "objective")
 """Keys of which nothing enters an id."""
@@ -157,7 +154,6 @@ def check_writable(key: str, directory: Path) -> None:
 def check_values(config: Config) -> None:
     """Raise EmosteerError for the first value that cannot be used."""
     check_sweep_name(config.name)
-    _check_names(config)
     if not config.store.strip() or "\0" in config.store:
         raise EmosteerError(f"store={config.store!r}: give a directory, such as outputs/store")
     for key, value, valid in (
@@ -197,15 +193,6 @@ def check_values(config: Config) -> None:
     if are_shipped and config.pair.primary not in METRICS:
         raise EmosteerError(f"pair.primary={config.pair.primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
     _check_objective(config, are_shipped)
-
-
-def _check_names(config: Config) -> None:
-    # Ids begin with the pair's name; figures' names hold the model's too, which may be a directory's.
-    if not NAME.fullmatch(config.pair.name):
-        raise EmosteerError(f"pair.name={config.pair.name}: letters, digits, - and _, without slashes or dots at its ends")
-    for key, value in (("pair.name", config.pair.name), ("model.name", config.model.name), ("prompts.name", config.prompts.name)):
-        if not value or "/" in value or not value.isprintable() or len(value.encode()) > LONGEST_PART:
-            raise EmosteerError(f"{key}={value}: give 1 to {LONGEST_PART} letters, without slashes")
 
 
 def _check_generation(config: Config) -> None:

@@ -18,7 +18,7 @@ VALUE_ERRORS = {
     "Expecting one subcommand": "{}, for example: emosteer -sc install=bash",
     "No completion plugin": "{}",
     "File .* does not exist!": "{} --experimental-rerun takes the config.pickle of Hydra's PickleJobInfoCallback",
-    "Config group override must be a string": "a group (model, pair, ...) takes the name of an option, not a number: emosteer --help lists them",
+    "Config group override must be a string": "a group takes the name of an option, not a number: emosteer --help lists them",
     "Exceeds the limit .* for integer string": "a number has more digits than Python reads: give one of fewer than 4,300",
 }
 """What Hydra and Python say in a ValueError of what the user typed, as patterns, and what is told of it."""
