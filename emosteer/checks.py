@@ -36,6 +36,9 @@ NAME = re.compile(r"[^\W.](?:[\w .+=,@-]*[^\W.])?")
 LONGEST_NAME = 200
 """Bytes of a sweep's name: a file system allows 255, and what is written beside it has longer names."""
 
+MOST, MOST_CONTROLS = 10_000_000, 1_000
+"""No count is meant to be larger; each control is a cell to be planned and run."""
+
 OWN_SCORERS = "emosteer."
 """How the dotted path of a shipped scorer begins; what others measure is known when they have run."""
 
@@ -181,6 +184,9 @@ def check_values(config: Config) -> None:
     ):
         if number is not None and number < least:
             raise EmosteerError(f"{key}={number}: give a whole number of at least {least}")
+        most = MOST_CONTROLS if key == "controls.random" else MOST
+        if number is not None and number > most:
+            raise EmosteerError(f"{key}={number}: give a whole number of at most {most:,}")
     _check_generation(config)
     _check_vector_method(config.vector.method)
     are_shipped = _are_shipped(json.dumps(config.scorers, sort_keys=True, default=str))
@@ -220,10 +226,12 @@ def _are_shipped(scorers: str) -> bool:
 
 def _check_objective(config: Config, are_shipped: bool) -> None:
     objective = config.objective
+    if not isinstance(objective.at_most, Mapping):
+        raise EmosteerError(f"objective.at_most={objective.at_most}: give columns and limits, such as {{perplexity_ratio: 1.3}}")
     if objective.direction not in ("maximize", "minimize"):
         raise EmosteerError(f"objective.direction={objective.direction}: choose one of maximize, minimize")
     for column, limit in objective.at_most.items():
-        if not math.isfinite(limit):
+        if not isinstance(limit, int | float) or not math.isfinite(limit):
             raise EmosteerError(f"objective.at_most.{column}={limit}: give a finite number")
     if are_shipped:
         _check_columns(objective)

@@ -138,7 +138,7 @@ def _prompts(config: Config, source: ModelSource, texts: dict[str, Sequence[Any]
 
 def _pair_spec(pair: PairConfig, texts: dict[str, Sequence[Any]], uses_attribution: bool) -> PairSpec:
     diagnostics = Path(pair.diagnostics).expanduser() if pair.diagnostics else SHIPPED / "diagnostics" / f"{pair.name}.jsonl"
-    if uses_attribution and not pair.diagnostics and not diagnostics.exists():
+    if uses_attribution and not pair.diagnostics and _stamp(diagnostics) is None:
         raise EmosteerError(
             f"pair={pair.name}: no diagnostic pairs are shipped for it; give pair.diagnostics=FILE, or set attribution=none"
         )
@@ -156,7 +156,7 @@ def _path(group: PairConfig | PromptsConfig, folder: str) -> Path:
     if group.path:
         return Path(group.path).expanduser()
     shipped = SHIPPED / folder / f"{group.name}.jsonl"
-    if not shipped.exists():
+    if _stamp(shipped) is None:
         key = "pair" if isinstance(group, PairConfig) else "prompts"
         raise EmosteerError(f"{key}.name={group.name}: no texts of that name are shipped; give {key}.path=FILE")
     return shipped

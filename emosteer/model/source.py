@@ -30,6 +30,7 @@ MOST_HEADER = 100_000_000
 """Bytes of a safetensors file's head: the format allows no more."""
 GGUF_COUNTS = (".block_count", ".context_length")
 CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx", "seq_length")
+MOST_SHOWN = 10**100
 CONNECT_SECONDS = 3.0
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -89,7 +90,7 @@ def resolve_layers(request: Any, n_blocks: int, model_name: str) -> tuple[int, .
     """
     if request == "auto":
         return None
-    if isinstance(request, str) and re.fullmatch(r"\d+(\+\d+)+", request):
+    if isinstance(request, str) and re.fullmatch(r"\d{1,9}(\+\d{1,9})+", request):
         request = [int(part) for part in request.split("+")]
     requests = list(request) if isinstance(request, list | tuple) else [request]
     layers = tuple(_resolve_layer(one, n_blocks, model_name) for one in requests)
@@ -104,7 +105,9 @@ def _resolve_layer(request: Any, n_blocks: int, model_name: str) -> int:
         raise EmosteerError(f"layer={request}: give a block, a list of blocks, a fraction of the depth, or auto; {valid}")
     if isinstance(request, int):
         if not 0 <= request < n_blocks:
-            raise EmosteerError(f"layer {request} is out of range: {valid}")
+            # Python writes no number of thousands of digits.
+            shown = request if abs(request) < MOST_SHOWN else "of so many digits"
+            raise EmosteerError(f"layer {shown} is out of range: {valid}")
         return request
     if not 0.0 <= request <= 1.0:
         raise EmosteerError(f"layer={request}: a fraction of the depth lies between 0.0 and 1.0; {valid}")

@@ -103,6 +103,8 @@ def find_scorers(config: Mapping[str, Mapping[str, Any]]) -> list[Scorer]:
     Raises:
         EmosteerError: a function that cannot be imported or has no proper version, or options that it does not take.
     """
+    if not isinstance(config, Mapping):
+        raise EmosteerError(f"scorers={config}: give names, and for each _target_, the dotted path of a function")
     for name, entry in config.items():
         if not isinstance(entry, Mapping):
             raise EmosteerError(f"scorers.{name}={entry}: give _target_, the dotted path of a function, and its options")
