@@ -12,16 +12,16 @@ from omegaconf.errors import OmegaConfBaseException
 from emosteer.errors import EmosteerError
 from emosteer.hydra_messages import told_by_hydra, told_by_omegaconf
 
-FLAGS = {
-    "Only one of --": ": leave out -m, for example",
-    "The --resolve flag": "",
-    "Expecting one subcommand": ", for example: emosteer -sc install=bash",
-    "No completion plugin": "",
-    "File .* does not exist!": " --experimental-rerun takes the config.pickle of Hydra's PickleJobInfoCallback",
-    "Exceeds the limit": ": a number has thousands of digits; give a shorter one",
-    "Config group override must be a string": ": it takes the name of one of its options, which emosteer --help lists",
+VALUE_ERRORS = {
+    "Only one of --": "{}: leave out -m, for example",
+    "The --resolve flag": "{}",
+    "Expecting one subcommand": "{}, for example: emosteer -sc install=bash",
+    "No completion plugin": "{}",
+    "File .* does not exist!": "{} --experimental-rerun takes the config.pickle of Hydra's PickleJobInfoCallback",
+    "Config group override must be a string": "a group takes the name of an option, not a number: emosteer --help lists them",
+    "Exceeds the limit .* for integer string": "a number has more digits than Python reads: give one of fewer than 4,300",
 }
-"""What Hydra says in a ValueError, as patterns, and the way out where it names none."""
+"""What Hydra and Python say in a ValueError of what the user typed, as patterns, and what is told of it."""
 
 LONGEST = 300
 """Characters of a line."""
@@ -55,7 +55,7 @@ def _told(error: BaseException) -> str | None:
         return "a value is nested too deeply to be read: give it flat"
     if type(error) is ValueError:
         text = " ".join(str(error).split())
-        return next((f"{text}{remedy}" for pattern, remedy in FLAGS.items() if re.match(pattern, text)), None)
+        return next((told.format(text) for pattern, told in VALUE_ERRORS.items() if re.match(pattern, text)), None)
     if isinstance(error, OSError):
         return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
     return None

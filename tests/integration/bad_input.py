@@ -101,7 +101,7 @@ VALUES = [
             "prompts.limit=few": "prompts.limit=few: give a whole number",
             "generation.do_sample=maybe": "generation.do_sample=maybe: give true or false",
             "tracking.tags=x": "tracking.tags=x: give a list, such as [a,b]",
-            "generation=3": "Config group override must be a string or a list. Got int: it takes the name of one of its options",
+            "generation=3": "takes the name of an option, not a number",
             "generation={tokens: 3}": "generation.tokens: no such key",
             "store=": "store='': give a directory",
             "model=smollm": "model=smollm: no such option (did you mean smollm2?); choose one of",
@@ -128,7 +128,7 @@ VALUES = [
             "seed=1,2": "seed=1,2: several values are a sweep: add -m; or give one list: 'seed=[1,2]'",
             "pair=glob(*)": "pair=glob(*): several values are a sweep: add -m",
             "objective.direction=up": "objective.direction=up: choose one of maximize, minimize",
-            "objective.column=happiness": "objective.column=happiness: results have no such column; for example joy_delta, ",
+            "objective.column=happiness": "objective.column=happiness: results have no such column; for example joy_delta",
             "+objective.at_most.joy_delta=nan": "objective.at_most.joy_delta=nan: give a finite number",
             "objective.columm=joy_delta": "objective.columm: no such key (did you mean objective.column?)",
         }

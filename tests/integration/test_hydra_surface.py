@@ -257,12 +257,37 @@ def test_every_interpolation_of_the_configuration_resolves(desk: Desk) -> None:
     assert config["objective"]["column"] == "joy_beyond_random"
 
 
+def test_deleted_keys_and_groups_have_their_defaults(desk: Desk) -> None:
+    """What `~` takes away has the schema's value again; a scorer, which has none, is gone."""
+    kept, deleted = (
+        yaml.safe_load(emosteer(desk, "--cfg", "job", *arguments).out)
+        for arguments in ((), ("~tracking", "~objective", "~worker", "~seed", "~scorers.perplexity"))
+    )
+
+    assert (kept["tracking"]["name"], deleted["tracking"]["name"]) == ("wandb", "none")
+    assert deleted["worker"] == kept["worker"]
+    assert "seed" not in deleted
+    assert set(kept["scorers"]) - set(deleted["scorers"]) == {"perplexity"}
+
+
+def test_a_config_path_of_the_users_own_works_with_ours_in_the_search_path(users: Desk) -> None:
+    searched = f"hydra.searchpath=[pkg://emosteer.conf,file://{users.environment['MY_CONFIGS']}]"
+    done = emosteer(users, "-cp", str(users.directory / "primary"), "-cn", "mine", "--cfg", "job", searched)
+
+    assert done.code == 0, done.text
+    assert yaml.safe_load(done.out)["pair"]["target"] == "calm"
+
+
 REFUSED_FLAGS: dict[tuple[str, ...], str] = {
     ("--resolve",): "--cfg",
     ("--cfg=job", "-m"): "Only one of",
     ("--cfg=hydra", "--resolve"): "--cfg all",
     ("--config-dir=nowhere",): "nowhere' not found",
     ("--config-path=nowhere",): "--config-dir",
+    ("~layer",): "layer: missing; give layer=...",
+    ("~pair",): "give pair.name=...",
+    ("~nothing",): "nothing",
+    ("layer=1,2",): "add -m",
     ("-cn", "nowhere"): "nowhere",
     ("-sc", "install=csh"): "bash fish zsh",
     ("-sc", "instal=bash"): "install",
@@ -427,6 +452,34 @@ def test_a_single_run_tells_its_listeners(users: Desk, primary: Done) -> None:
     assert told[-1]["status"] == "COMPLETED"
 
 
+def test_a_mistake_shows_its_traceback_where_hydra_is_asked_to(desk: Desk) -> None:
+    short, full = (emosteer(desk, "layr=1", HYDRA_FULL_ERROR=value) for value in ("0", "1"))
+
+    assert (short.code, full.code) == (1, 1)
+    assert short.err == "layr: no such key (did you mean layer?); emosteer --help lists all (+layr=... adds one of your own)\n"
+    assert full.err.startswith("Traceback")
+    assert "ConfigCompositionException" in full.err
+
+
+def test_a_single_run_is_verbose_pickled_and_run_again(mine: Desk) -> None:
+    """hydra.verbose, a log on stdout, Hydra's own callback, and --experimental-rerun of what that left."""
+    done = mine.run(
+        *TINY,
+        *("layer=1", "controls=none", "hydra.verbose=[emosteer]", "hydra/job_logging=stdout"),
+        "+hydra.callbacks.saved._target_=hydra.experimental.callbacks.PickleJobInfoCallback",
+    )
+    assert done.code == 0, done.text
+    assert "loading tiny-llama" in done.out
+    assert "loading" not in done.err
+    before = mine.times()
+
+    again = emosteer(mine, "--experimental-rerun=outputs/tiny/.hydra/config.pickle")
+
+    assert again.code == 0, again.text
+    assert "Nothing to run" in again.text
+    assert mine.times() == before
+
+
 # Sweeps
 
 
@@ -563,13 +616,14 @@ def test_numbers_go_on_over_batches(mine: Desk) -> None:
     assert {path.name for path in (mine.sweep / "jobs").iterdir()} == {"0", "1", "2", "3"}
 
 
-def test_ranges_globs_and_groups_with_keys_inside(mine: Desk) -> None:
-    """Also: Hydra's mode instead of -m."""
+def test_ranges_globs_and_a_key_inside_a_swept_group(mine: Desk) -> None:
+    """Also: Hydra's mode instead of -m, and `++`."""
     done = mine.run(
-        *TINY,
+        *TINY[::2],
         "hydra.mode=MULTIRUN",
         "pair=glob(*_*,exclude=[a*,love*])",
-        "pair.primary=positive,joy",
+        "generation=greedy,sampled",
+        "generation.max_new_tokens=2",
         "layer=range(0,4,2)",
         "coefficient=range(0.1,0.25,0.1)",
         "++controls.random=0",
@@ -577,9 +631,11 @@ def test_ranges_globs_and_groups_with_keys_inside(mine: Desk) -> None:
 
     assert done.code == 0, done.text
     results = mine.results()
-    assert len(results) == 2 * 2 * 2, "pair.primary is no part of an id: the last one holds"
+    assert len(results) == 2 * 2 * 2 * 2
     assert set(results["pair"]) == {"joy_sadness", "trust_disgust"}
     assert set(points(results)) == {(0, 0.1), (0, 0.2), (2, 0.1), (2, 0.2)}
+    decoded = [json.loads(record.read_text())["cell"]["generation"] for record in mine.records().values()]
+    assert {(how["do_sample"], how["max_new_tokens"]) for how in decoded} == {(False, 2), (True, 2)}
 
 
 def test_groups_of_the_users_own_in_a_search_path_are_swept(users: Desk) -> None:

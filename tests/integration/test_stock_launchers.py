@@ -52,7 +52,9 @@ def ours(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, noting:
     return launched(tmp_path_factory.mktemp("ours"), tiny_directory, noting)
 
 
-@pytest.fixture(scope="module", params=LAUNCHERS)
+@pytest.fixture(
+    scope="module", params=["basic", *(pytest.param(name, marks=pytest.mark.slow) for name in ("joblib", "submitit_local"))]
+)
 def theirs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, noting: Path
 ) -> tuple[Desk, Done]:
