@@ -25,7 +25,7 @@ from tiny_models import bare_model, tokenizer_of  # type: ignore[import-not-foun
 
 REAL = ("attribution=none", "tracking=none", "layer=1", "name=tiny")
 """What is typed besides, where a mistake does not give the key itself: the model is the default one."""
-CUSTOM = ("model.path=", "model.gguf_file=", "model.dtype=")
+CUSTOM = ("model.path=", "model.gguf_file=")
 SECONDS, SECONDS_WITH_TORCH = 3.0, 8.0
 
 

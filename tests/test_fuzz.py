@@ -10,6 +10,8 @@ import json
 import math
 import os
 import re
+import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from made_up_sweep import PROVENANCE, made_up_cell, random_replies
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -46,6 +49,8 @@ from emosteer.model.source import ModelSource, resolve_layers
 from emosteer.one_line import LONGEST, one_line
 from emosteer.planning import plan, typed
 from emosteer.records.cell import Cell
+from emosteer.records.claims import Claims
+from emosteer.records.store import Resolved, Store
 from emosteer.scoring.fluency import duplication, repetition, words
 from emosteer.scoring.nrc import nrc
 from emosteer.scoring.pronouns import pronouns
@@ -449,3 +454,130 @@ def test_a_scorer_has_a_value_for_every_reply(scorer: Callable[[Sequence[str]], 
         least, most = {"sentiment": (-1, 1), "words": (0, math.inf)}.get(metric, (0, 100))
         assert all(least <= value <= most for value in values)
     assert scorer(list(replies)) == scores
+
+
+# Records and leases
+
+DEEP = b"[" * 100_000
+"""JSON that is too deep to be read."""
+
+
+def places(value: Any, place: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to every part of plain data."""
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [place, *(deeper for key, part in parts for deeper in places(part, (*place, key)))]
+
+
+def changed(data: Any, place: tuple[Any, ...], value: Any) -> Any:
+    """A copy of plain data with another value at one place."""
+    if not place:
+        return value
+    copied = copy.deepcopy(data)
+    part = copied
+    for key in place[:-1]:
+        part = part[key]
+    part[place[-1]] = value
+    return copied
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("records") / "store")
+
+
+def damage(data: st.DataObject, content: bytes) -> bytes:
+    """A file with one change: to a value, a byte, its end, or all of it."""
+    way = data.draw(st.sampled_from(["value", "bytes", "end", "all"]))
+    if way == "value":
+        lines = content.decode().rstrip("\n").split("\n") if b"\n{" in content else [content.decode()]
+        i = data.draw(st.integers(0, len(lines) - 1))
+        record = json.loads(lines[i])
+        lines[i] = json.dumps(changed(record, data.draw(st.sampled_from(places(record))), data.draw(ANYTHING)))
+        return "\n".join(lines).encode(errors="replace")
+    if way == "bytes":
+        at = data.draw(st.integers(0, len(content) - 1))
+        return content[:at] + data.draw(st.binary(max_size=3)) + content[at + data.draw(st.integers(0, 3)) :]
+    if way == "end":
+        return content[: data.draw(st.integers(0, len(content) - 1))]
+    return data.draw(st.binary(max_size=50) | ANYTHING.map(lambda value: json.dumps(value).encode()) | st.just(DEEP))
+
+
+@pytest.mark.parametrize("name", ["record", "replies"])
+@FUZZ
+@given(data=st.data())
+def test_a_damaged_record_is_put_aside_or_read_whole(name: str, data: st.DataObject, store: Store) -> None:
+    cell = made_up_cell(store)
+    shutil.rmtree(store.cell_paths(cell).directory, ignore_errors=True)
+    replies = random_replies(store, cell, 0)
+    store.publish(cell, replies, Resolved((2,), 3.0, 0.2), PROVENANCE)
+    path = getattr(store.cell_paths(cell), name)
+    path.write_bytes(damage(data, path.read_bytes()))
+
+    store.check(cell)
+    if store.is_done(cell):
+        record = store.record(cell)
+        assert record is not None
+        assert record["id"] == cell.id
+        assert store.replies(cell) == replies
+    else:
+        assert not store.cell_paths(cell).directory.exists()
+    shutil.rmtree(store.paths.root / "cells", ignore_errors=True)  # with what was put aside
+
+
+@FUZZ
+@given(data=st.data())
+def test_damaged_scores_are_put_aside_or_read(data: st.DataObject, store: Store) -> None:
+    cell = made_up_cell(store)
+    store.publish_scores(cell, "mine-v1-0", {"scorer": "mine"}, {"joy": [0.5, math.nan, 2.0], "fear": [0.0, 1.0, 2.0]})
+    path = store.cell_paths(cell).score("mine-v1-0")
+    path.write_bytes(damage(data, path.read_bytes()))
+
+    scores = store.scores(cell, "mine-v1-0", 3)
+    assert path.exists() == (scores is not None)
+    assert all(len(values) == 3 for values in (scores or {}).values())
+    shutil.rmtree(store.paths.root / "cells", ignore_errors=True)
+
+
+@FUZZ
+@given(data=st.data())
+def test_a_cell_of_changed_json_is_a_cell_or_an_error_that_its_readers_expect(data: st.DataObject, store: Store) -> None:
+    plain_cell = json.loads(json.dumps(made_up_cell(store).to_json()))
+    record = data.draw(st.sampled_from(places(plain_cell)).flatmap(lambda at: ANYTHING.map(lambda v: changed(plain_cell, at, v))))
+    try:
+        cell = Cell.from_json(record)
+        _ = cell.id
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return
+    assert Cell.from_json(cell.to_json()).id == cell.id
+
+
+OWNERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "host": st.just(socket.gethostname()) | ANYTHING,
+        "pid": st.just(os.getpid()) | st.integers() | ANYTHING,
+        "started": st.floats() | ANYTHING,
+        "ticks": ANYTHING,
+        "token": ANYTHING,
+        "attempt": ANYTHING,
+    },
+)
+
+
+@FUZZ
+@given(content=OWNERS.map(lambda owner: json.dumps(owner).encode()) | ANYTHING.map(lambda v: json.dumps(v).encode()) | st.binary())
+@example(content=DEEP)
+@example(content=json.dumps({"host": socket.gethostname(), "pid": 10**30}).encode())
+@example(content=json.dumps({"host": socket.gethostname(), "pid": math.inf}).encode())
+@example(content=json.dumps({"attempt": math.inf, "host": socket.gethostname()}).encode())
+def test_whatever_a_lease_holds_it_is_waited_for_or_taken_over(content: bytes, store: Store) -> None:
+    claims = Claims(store.paths.claims, lease_seconds=60.0)
+    path = store.paths.claims / "cell"
+    path.write_bytes(content)
+
+    lease = claims.take("cell")
+    if lease is not None:
+        assert lease.attempt >= 1
+        claims.release(lease)
+        assert not path.exists()
+    path.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import sys
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -182,7 +183,11 @@ class Cell:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Cell:
-        """The inverse of `to_json`; keys of a newer version are left out."""
+        """The inverse of `to_json`; keys of a newer version are left out.
+
+        Raises:
+            ValueError, KeyError, TypeError, AttributeError: the data is of no cell.
+        """
         known = _known(cls, data)
         model = _known(ModelSpec, data["model"])
         known["model"] = ModelSpec(**{**model, "config": ModelConfig(**_known(ModelConfig, model["config"]))})
@@ -193,7 +198,20 @@ class Cell:
             config = AttributionConfig(**_known(AttributionConfig, attribution["config"]))
             known["attribution"] = AttributionSpec(attribution["diagnostics"], config)
         known["layers"] = tuple(data["layers"]) if data.get("layers") is not None else None
-        return cls(**known)
+        cell = cls(**known)
+        cell._check_parts()
+        return cell
+
+    def _check_parts(self) -> None:
+        """Raise ValueError where a part is missing that a cell of this kind has."""
+        has_vector = self.vector is not None or self.kind in (BASELINE, ATTRIBUTION)
+        has_layers = self.layers is not None or self.attribution is not None or self.kind == BASELINE
+        if self.kind not in (CELL, CONTROL, BASELINE, ATTRIBUTION) or not has_vector or not has_layers:
+            raise ValueError(f"this is no cell: {self.kind!r}")
+        if self.kind == ATTRIBUTION and self.attribution is None:
+            raise ValueError("an attribution without its settings")
+        if not abs(self.coefficient) <= sys.float_info.max:
+            raise ValueError(f"coefficient={self.coefficient!r}")
 
     def _prefix(self) -> str:
         if self.kind == BASELINE:

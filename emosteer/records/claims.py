@@ -81,7 +81,7 @@ class Claims:
                 continue  # its holder was done just now
             if not self._is_dead(path, owner):
                 return None
-            attempt = int(owner.get("attempt", 1)) + 1
+            attempt = _attempt(owner) + 1
             self._bury(path, owner)
         return None
 
@@ -188,9 +188,14 @@ class Claims:
 def _owner(path: Path) -> Owner:
     try:
         owner = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}
+
+
+def _attempt(owner: Owner) -> int:
+    attempt = owner.get("attempt")
+    return attempt if isinstance(attempt, int) and attempt > 0 else 1
 
 
 @lru_cache
@@ -222,7 +227,7 @@ def _is_alive(owner: Owner) -> bool:
             return _ticks(pid) == owner["ticks"]
         # By the wall clock, which moves when it is set: only where there are no ticks.
         return abs(psutil.Process(pid).create_time() - float(owner["started"])) < 2.0
-    except (psutil.NoSuchProcess, KeyError, ValueError, TypeError):
+    except (psutil.NoSuchProcess, KeyError, ValueError, TypeError, OverflowError):
         return False
 
 

@@ -92,7 +92,15 @@ def publish_link(path: Path, target: str) -> None:
 def read_json(path: Path) -> Any:
     """The JSON in a file, None where there is no such file; raises ValueError where it is damaged."""
     data = read_bytes(path)
-    return None if data is None else json.loads(data.decode("utf-8"))
+    return None if data is None else parse_json(data.decode("utf-8"))
+
+
+def parse_json(text: str) -> Any:
+    """The JSON of a text; raises ValueError where it is damaged, nested beyond reading included."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
 
 
 def read_bytes(path: Path) -> bytes | None:

@@ -39,7 +39,7 @@ from emosteer.errors import Damaged, EmosteerError
 from emosteer.records.cell import ATTRIBUTION, BASELINE, Cell
 from emosteer.records.claims import Claims
 from emosteer.records.paths import CellPaths, StorePaths
-from emosteer.records.publish import publish_directory, publish_file, publish_json, put_aside, read_bytes, read_json
+from emosteer.records.publish import parse_json, publish_directory, publish_file, publish_json, put_aside, read_bytes, read_json
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +194,7 @@ class Store:
         if record is None or data is None:
             raise Damaged(f"{cell.id} has no replies in {paths.directory.parent}; give the same command again")
         try:
-            replies = [_reply(json.loads(line)) for line in data.decode().split("\n") if line]
+            replies = [_reply(parse_json(line)) for line in data.decode().split("\n") if line]
             reason = _wrong_with(record, data, replies)
         except (ValueError, KeyError, TypeError, AttributeError):
             reason = "it does not read"
@@ -233,11 +233,11 @@ class Store:
         path = self.cell_paths(cell).score(key)
         try:
             stored = read_json(path)
-            if stored is None:
+            if stored is None and not path.exists():
                 return None
             scores = {str(m): [_number(v) for v in values] for m, values in stored["metrics"].items()}
             reason = next((f"{m} has {len(v)} values" for m, v in scores.items() if n_replies not in (None, len(v))), "")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             reason = "these are no scores"
         if reason:
             put_aside(path, reason, "the scorer runs again")
