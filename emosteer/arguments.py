@@ -28,7 +28,7 @@ class Generation(TypedDict, total=False):
 
 NEEDED: dict[str, Any] = {
     "name": "notebook",
-    "store": "",
+    "store": "outputs/store",
     "layer": 0,
     "coefficient": 0.0,
     "model": {"name": "", "path": ""},
