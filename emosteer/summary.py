@@ -23,6 +23,11 @@ UNREADABLE = (
     f"No cell raises its target and stays readable (perplexity at most x{READABLE_PERPLEXITY_RATIO}, at most "
     f"{READABLE_DUPLICATION} of the replies beginning alike)."
 )
+AXES = (
+    *("model", "dtype", "site", "scope", "vector_method", "coefficient_unit", "seed", "prompts"),
+    *("n_samples", "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_p"),
+)
+"""Axes that the table names where they vary; pair, blocks and coefficient have columns of their own."""
 MOST_ROWS = 40
 EXAMPLES = 3
 SIGNIFICANT = 0.05
@@ -71,12 +76,17 @@ def best_readable(cells: pd.DataFrame) -> pd.Series[Any] | None:
     if readable.empty:
         return None
     rises = [row for _, row in readable.iterrows() if _value(row, f"{row['primary']}_delta") > 0]
-    return max(rises, key=lambda row: (_is_significant(row), _value(row, f"{row['primary']}_delta")), default=None)
+    return max(rises, key=lambda row: (_is_significant(row), *_rise(row)), default=None)
 
 
 def _largest(cells: pd.DataFrame) -> pd.Series[Any] | None:
     measured = [row for _, row in cells.iterrows() if not math.isnan(_value(row, f"{row['primary']}_delta"))]
-    return max(measured, key=lambda row: _value(row, f"{row['primary']}_delta"), default=None)
+    return max(measured, key=_rise, default=None)
+
+
+def _rise(row: pd.Series[Any]) -> tuple[float, str]:
+    """By which cells are ranked; equal ones by their ids, and not by which was there first."""
+    return _value(row, f"{row['primary']}_delta"), str(row["cell_id"])
 
 
 def _is_significant(row: pd.Series[Any]) -> bool:
@@ -98,9 +108,9 @@ def _table(cells: pd.DataFrame) -> RenderableType:
     if len(cells) > MOST_ROWS:
         order = [_value(row, f"{row['primary']}_delta") for _, row in cells.iterrows()]
         shown = cells.assign(_order=order).nlargest(MOST_ROWS, "_order")
-    shown = shown.sort_values(["model", "pair", "layer", "layers", "coefficient"], kind="stable")
+    shown = shown.sort_values(["model", "pair", "layer", "layers", "coefficient", "cell_id"])
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0), row_styles=["", "on grey7"])
-    varying = [axis for axis in ("model", "site", "scope", "vector_method", "seed", "prompts") if cells[axis].nunique() > 1]
+    varying = [axis for axis in AXES if cells[axis].nunique() > 1]
     table.add_column("pair", overflow="fold")
     for heading in ("block", "coef."):
         table.add_column(heading, no_wrap=True)

@@ -219,18 +219,6 @@ def test_a_scorer_of_ones_own_scores_stored_replies(after: Desk) -> None:
     assert "perplexity_delta" not in after.results()
 
 
-def test_hydras_own_launcher_gives_the_same_records(after: Desk, tmp_path_factory: pytest.TempPathFactory) -> None:
-    other = Desk(tmp_path_factory.mktemp("basic"), after.model, after.library)
-
-    done = other.run(*GRID, "hydra/launcher=basic")
-
-    assert done.code == 0, done.text
-    assert other.replies() == after.replies()
-    columns = ["cell_id", "status", "words_steered", "perplexity_steered", "joy_q"]
-    ours, theirs = (desk.results().sort_values("cell_id")[columns].reset_index(drop=True) for desk in (after, other))
-    pd.testing.assert_frame_equal(ours, theirs, rtol=1e-6)
-
-
 def test_several_models_are_loaded_once_each(desk: Desk, other_directory: Path) -> None:
     done = desk.run("-m", f"model.path={desk.model},{other_directory}", "coefficient=0.1,0.2", "layer=1", "worker.cells_per_claim=2")
 
