@@ -194,7 +194,7 @@ def _check_fit_once(
     source: ModelSource, model_name: str, path: Path, limit: int | None, state: tuple[int, int] | None, max_new_tokens: int
 ) -> None:
     _, prompts = _read_once("prompts", path, limit, state)
-    check_prompts_fit(source, model_name, prompts, max_new_tokens, str(path))
+    check_prompts_fit(source, model_name, prompts, max_new_tokens, f"{PATHS['prompts']}={path}")
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

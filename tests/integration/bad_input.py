@@ -231,9 +231,7 @@ MODEL_MISTAKES = [
     ),
     *(Mistake(("model.path=../bad/gguf", f"model.gguf_file={name}.gguf"), line) for name, line in GGUF.items()),
     Mistake(("model.path=nobody/nothing",), "model.path=nobody/nothing: no such directory, and the hub does not give it ("),
-    Mistake(
-        ("prompts.path=../bad/long.jsonl",), "but the context of tiny-llama is 256: shorten it, or lower generation.max_new_tokens"
-    ),
+    Mistake(("prompts.path=../bad/long.jsonl",), "prompts.path=../bad/long.jsonl: prompt 'long' has "),
 ]
 FUNCTIONS = {
     "mine": "give the dotted path of a function, such as my_module.my_function",
