@@ -55,6 +55,9 @@ class Replies:
     seed: int
     """Of their sampling."""
 
+    def __repr__(self) -> str:
+        return f"<Replies of {self.model}: {len(self.rows)} to {len(self.prompts)} prompts; .texts, .table()>"
+
     @property
     def texts(self) -> list[str]:
         """The replies as a person reads them, without special tokens."""
@@ -235,6 +238,8 @@ def steer(
         EmosteerError: a block out of range, a coefficient that is not finite, an unknown scope or unit, a vector of another model's
             shape, a site that the model has not, and all that `reply` raises.
     """
+    if not isinstance(vector, EmotionVector):
+        raise EmosteerError(f"vector={vector!r}: give what build_vector, random_vector or load_vector returned")
     config = configuration(
         coefficient=coefficient, coefficient_unit=coefficient_unit, scope=scope, seed=seed, site=vector.site, generation=generation
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -45,7 +46,7 @@ def compare(
         EmosteerError: tables that differ in prompts, metrics, seed, generation or model; several cells in one table; a seed,
             number of resamples or confidence out of range.
     """
-    others = [baseline] if isinstance(baseline, pd.DataFrame) else list(baseline)
+    others: list[Any] = list(baseline) if isinstance(baseline, list | tuple) else [baseline]
     if not others:
         raise EmosteerError("baseline is empty: give the table of the unsteered replies")
     for table in (steered, *others):

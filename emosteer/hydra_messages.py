@@ -79,6 +79,8 @@ def _unknown_option(error: MissingConfigException) -> str:
 
 
 def _unparsed(error: OverrideParseException) -> str:
+    if "=" not in error.override:
+        return f"{error.override}: no override; give key=value (emosteer --help lists keys and options)"
     reason = error.message.splitlines()[0].removeprefix("LexerNoViableAltException: ").partition(" expecting {")[0]
     why = "" if reason.startswith("Error parsing override") or reason == error.override else f" ({reason})"
     return f"{error.override}: cannot be read{why}; quote what holds special characters: 'key=\"value\"'"

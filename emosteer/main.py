@@ -14,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+import emosteer
 from emosteer.checks import check_no_typed_secrets
 from emosteer.config import register
 from emosteer.endings import Stopped, open_streams, say_goodbye, stopped_by_signals
@@ -67,6 +68,10 @@ def main() -> None:
     if any(SHOWING.match(argument) for argument in sys.argv[1:]):
         # `emosteer --info | head` ends quietly, as other commands do. A sweep goes on: its results do not go through the pipe.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    if sys.argv[1:] == ["--version"]:
+        # Hydra knows its own alone.
+        print(f"emosteer {emosteer.__version__} (Hydra {hydra.__version__})")
+        return
     # Without it Hydra prints several lines, and leaves; with it, what it raises comes here.
     is_full = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"

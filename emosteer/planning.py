@@ -107,7 +107,7 @@ def _cell(config: Config, texts: dict[str, Sequence[Any]]) -> Cell:
         model=ModelSpec(config.model, source.fingerprint, source.n_blocks),
         seed=config.seed,
         prompts=_prompts(config, source, texts),
-        prompts_name=config.prompts.name,
+        prompts_name=_prompts_name(config.prompts),
         generation=config.generation,
         pair=pair,
         vector=_vector_spec(config, pair),
@@ -134,6 +134,12 @@ def _prompts(config: Config, source: ModelSource, texts: dict[str, Sequence[Any]
     key = _read(texts, "prompts", path, limit)
     _check_fit_once(source, config.model.name, path, limit, _stamp(path), config.generation.max_new_tokens)
     return key
+
+
+def _prompts_name(prompts: PromptsConfig) -> str:
+    """As tables show the prompts: a shipped set's name does not stand for a file of the user's own."""
+    is_shipped = (SHIPPED / "prompts" / f"{prompts.name}.jsonl").exists()
+    return Path(prompts.path).stem if prompts.path and is_shipped else prompts.name
 
 
 def _pair_spec(pair: PairConfig, texts: dict[str, Sequence[Any]], uses_attribution: bool) -> PairSpec:

@@ -19,12 +19,10 @@ from emosteer.tables import Tables
 
 READABLE_PERPLEXITY_RATIO = 1.5
 READABLE_DUPLICATION = 0.3
-UNREADABLE = (
-    f"No cell raises its target and stays readable (perplexity at most x{READABLE_PERPLEXITY_RATIO}, at most "
-    f"{READABLE_DUPLICATION} of the replies beginning alike)."
-)
+RULE = f"Readable: perplexity at most x{READABLE_PERPLEXITY_RATIO}, at most {READABLE_DUPLICATION} of the replies beginning alike."
+UNREADABLE = f"No cell raises its target and stays readable. {RULE}"
 AXES = (
-    *("model", "dtype", "site", "scope", "vector_method", "coefficient_unit", "seed", "prompts"),
+    *("model", "dtype", "site", "scope", "vector_method", "coefficient_unit", "seed", "prompts", "n_prompts"),
     *("n_samples", "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_p"),
 )
 """Axes that the table names where they vary; pair, blocks and coefficient have columns of their own."""
@@ -56,7 +54,8 @@ def summary(name: str, tables: Tables) -> RenderableType:
         parts += [_table(done), _legend(done)]
         best = best_readable(done)
         if best is not None:
-            parts.append(_examples(tables, best, "Best readable cell"))
+            caveat = "" if _is_significant(best) else ", not significant"
+            parts += [_examples(tables, best, f"Best readable cell{caveat}"), Text(RULE, style="dim")]
         elif (largest := _largest(done)) is not None:
             parts += [Text(UNREADABLE), _examples(tables, largest, "The largest effect")]
     failed = tables.results[tables.results["status"] == FAILED]
@@ -99,8 +98,12 @@ def _headline(name: str, cells: pd.DataFrame, controls: pd.DataFrame) -> Text:
     counts = cells["status"].value_counts()
     states = ", ".join(f"{count} {state}" for state, count in counts.items())
     models = ", ".join(cells["model"].unique())
-    text = f"\n{name}: {len(cells)} cells ({states}), {len(controls)} random controls, on {models}"
+    text = f"\n{name}: {_count(len(cells), 'cell')} ({states}), {_count(len(controls), 'random control')}, on {models}"
     return Text(text, style="bold")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _table(cells: pd.DataFrame) -> RenderableType:
@@ -189,6 +192,8 @@ def _examples(tables: Tables, best: pd.Series[Any], heading: str) -> RenderableT
         f"{heading}: {best['pair']}, block {best['layers']}, coefficient {best['coefficient']:g} "
         f"({best['primary']} {_value(best, best['primary'] + '_delta'):+.1f}, perplexity x{_value(best, 'perplexity_ratio'):.2f})"
     )
+    if len(steered) > EXAMPLES:
+        table.title += f"; the first {EXAMPLES} of {len(steered)} replies"
     for column, ratio in (("prompt", 2), ("unsteered", 3), ("steered", 3)):
         table.add_column(column, ratio=ratio, overflow="fold")
     for key, row in list(steered.iterrows())[:EXAMPLES]:

@@ -35,6 +35,9 @@ class EmotionVector:
     site: str = "residual"
     """Whose output the directions were read from, and are added to: residual, attention or mlp."""
 
+    def __repr__(self) -> str:
+        return f"<EmotionVector of {self.directions.shape[0]} blocks, width {self.directions.shape[1]}, site {self.site}>"
+
     def added(self, layer: int, coefficient: float, unit: str) -> Tensor:
         """What steering adds at a block [width]: `coefficient` residual norms long, or that many raw vectors."""
         direction = self.directions[layer]

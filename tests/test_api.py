@@ -388,3 +388,15 @@ def test_joy_at_block_9_gives_more_joy_words(smollm2: LanguageModel) -> None:
     steered = emosteer.score(smollm2, emosteer.steer(smollm2, prompts, vector, layer=9, max_new_tokens=24), ["nrc"])
 
     assert emosteer.compare(steered, plain).loc["joy", "delta"] > 0
+
+
+def test_what_a_notebook_shows_is_short_and_a_slip_is_told(model: LanguageModel) -> None:
+    vector = emosteer.random_vector(model)
+    plain = emosteer.reply(model, ["How was your day?"], max_new_tokens=2)
+
+    for shown in (model, vector, plain):
+        assert len(repr(shown)) < 200
+    with pytest.raises(EmosteerError, match=r"vector='joy_sadness': give what build_vector"):
+        emosteer.steer(model, ["How was your day?"], "joy_sadness", layer=1)  # type: ignore[arg-type]
+    with pytest.raises(EmosteerError, match="compare takes tables of scored replies"):
+        emosteer.compare(plain, plain)  # type: ignore[arg-type]

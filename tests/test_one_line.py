@@ -26,6 +26,7 @@ SAID = {
     "layer=1,2": "layer=1,2: several values are a sweep: add -m; or give one list: 'layer=[1,2]'",
     "layer=range(0,4)": "layer=range(0,4): several values are a sweep: add -m",
     "layer=[1,": "layer=[1,: cannot be read (",
+    "demo": "demo: no override; give key=value (emosteer --help lists keys and options)",
     "name=a:b:c{": "name=a:b:c{: cannot be read; quote what holds special characters: 'key=\"value\"'",
     "~nothing": "~nothing: no such key; emosteer --help lists all",
     "~layer": "layer: missing; give layer=...",

@@ -288,6 +288,15 @@ def test_texts_count_by_content_and_not_by_place(store: Store, tmp_path: Path) -
     assert store.prompts(shipped.prompts)[0].text == record["text"], "what a cell was run on stays in the store"
 
 
+def test_a_shipped_sets_name_does_not_stand_for_another_file(store: Store, tmp_path: Path) -> None:
+    shutil.copy(SHIPPED / "prompts" / "conversation.jsonl", tmp_path / "asked.jsonl")
+    own = f"prompts.path={tmp_path}/asked.jsonl"
+
+    assert planned(store)[0].prompts_name == "conversation"
+    assert planned(store, own)[0].prompts_name == "asked"
+    assert planned(store, own, "prompts.name=mine")[0].prompts_name == "mine"
+
+
 def test_the_limit_takes_the_first_prompts(store: Store) -> None:
     whole, few = planned(store)[0], planned(store, "prompts.limit=4")[0]
 

@@ -105,7 +105,7 @@ def test_a_sweep_of_failures_names_them(sweep: Sweep) -> None:
     sweep.record_failure(cell, {"exception": "RuntimeError", "message": "no luck [/x] today", "attempt": 1})
     text = printed(sweep)
 
-    assert "1 cells (1 failed)" in text
+    assert "1 cell (1 failed)" in text
     assert "no luck [/x] today" in text
 
 

@@ -38,6 +38,10 @@ class LanguageModel:
     """Tokens that end a reply."""
     pad_token_id: int
 
+    def __repr__(self) -> str:
+        # A notebook shows it at every turn; the parts fill pages.
+        return f"<LanguageModel {self.name}: {self.n_blocks} blocks of width {self.width}, {self.dtype} on {self.device}>"
+
     @property
     def device(self) -> torch.device:
         return torch.device(self.model.device)

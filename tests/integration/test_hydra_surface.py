@@ -15,6 +15,8 @@ import pytest
 import yaml
 from conftest import Desk, Done
 
+from emosteer import __version__
+
 OWN_CODE = '''
 """A library of the user's own: a scorer, and a listener to Hydra's runs."""
 import json
@@ -212,7 +214,7 @@ SHOWN: dict[tuple[str, ...], str] = {
     ("--help",): "knobs that matter",
     ("--help", "--resolve"): "knobs that matter",
     ("--hydra-help",): "--multirun",
-    ("--version",): "Hydra 1.",
+    ("--version",): f"emosteer {__version__} (Hydra 1.",
     ("--cfg=job",): "name: ${basename",
     ("--cfg=hydra",): "hydra_plugins.emosteer.local.LocalLauncher",
     ("--cfg=all",): "coefficient_unit: fraction",
