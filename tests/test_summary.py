@@ -115,7 +115,7 @@ def test_a_sweep_that_has_just_begun_or_has_no_cells(sweep: Sweep) -> None:
 
     cell = made_up_cell(sweep.store)
     run(sweep, [cell], leave_out=tuple(with_company([cell])))
-    assert "1 cells (1 pending)" in printed(sweep)
+    assert "1 cell (1 pending)" in printed(sweep)
 
 
 def test_a_cell_without_its_baseline_is_no_reason_to_crash(sweep: Sweep) -> None:
