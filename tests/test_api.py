@@ -379,6 +379,7 @@ def test_the_table_of_replies_has_a_row_per_prompt_and_sample(model: LanguageMod
     assert table["n_tokens"].tolist() == [len(row.tokens) for row in replies.rows]
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_joy_at_block_9_gives_more_joy_words(smollm2: LanguageModel) -> None:
     prompts = emosteer.load_prompts("conversation", limit=16)
