@@ -68,7 +68,7 @@ def main() -> None:
     if any(SHOWING.match(argument) for argument in sys.argv[1:]):
         # `emosteer --info | head` ends quietly, as other commands do. A sweep goes on: its results do not go through the pipe.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    if sys.argv[1:] == ["--version"]:
+    if "--version" in sys.argv[1:]:
         # Hydra knows its own alone.
         print(f"emosteer {emosteer.__version__} (Hydra {hydra.__version__})")
         return
