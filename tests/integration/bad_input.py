@@ -117,7 +117,7 @@ VALUES = [
             "pair.name=awe": "pair.name=awe: no texts of that name are shipped; give pair.path=FILE",
             "pair.primary=awe": "pair.primary=awe: no scorer measures it; choose one of joy, ",
             "layer=[1": "layer=[1: cannot be read (no viable alternative at input '[1'); quote what holds special characters",
-            "layer": "layer: cannot be read; quote what holds special characters",
+            "layer": "layer: no override; give key=value",
             "name=\u202eabc": r"name=\u202eabc: cannot be read; quote what holds special characters",
             "name='\x1b[31m'": r"name=\x1b[31m: one path component",
             "seed=${seed}": "seed: its interpolation comes back to itself; give a value",
