@@ -11,7 +11,3 @@ class Unwritable(OSError, EmosteerError):  # noqa: N818 - what it says of the di
 
 class Damaged(EmosteerError):  # noqa: N818 - what it says of the file
     """A file of ours that is no longer what was written. It has been put aside by the time that this is raised."""
-
-
-class Interrupted(Exception):  # noqa: N818 - a signal, not an error
-    """The user stopped the work; what is published is kept."""
