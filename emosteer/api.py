@@ -25,6 +25,7 @@ from emosteer.attribution import Attribution
 from emosteer.comparison import GENERATED
 from emosteer.config import Config, GenerationConfig, ModelConfig
 from emosteer.datasets import SHIPPED, ContrastivePair, DiagnosticPair, Prompt
+from emosteer.dotted import version_of
 from emosteer.engine import Engine, requests_for
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel, load
@@ -364,7 +365,7 @@ def _scorers(asked: Iterable[str | Callable[..., Any]] | None) -> list[Scorer]:
     found = []
     for one in _listed("scorers", [asked] if isinstance(asked, str) else asked):
         if callable(one):
-            found.append(Scorer(getattr(one, "__name__", type(one).__name__), one, {}, ""))
+            found.append(Scorer(getattr(one, "__name__", type(one).__name__), "", {}, version_of(one), one))
         elif one in shipped:
             found.append(shipped[one])
         else:

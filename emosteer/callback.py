@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from emosteer.checks import check_no_secrets, check_sweep_name, check_writable
+from emosteer.errors import EmosteerError
 from emosteer.hydra_jobs import Refused, sweep_directory
 from emosteer.launcher import check_device, open_sweep, unlink_jobs
 from emosteer.one_line import one_line
 from emosteer.planning import plan, typed
 
 OWN_LAUNCHERS = "hydra_plugins.emosteer."
+SLURM = f"{OWN_LAUNCHERS}slurm.SlurmLauncher"
 
 
 class SweepCallback(Callback):
@@ -32,6 +34,10 @@ class SweepCallback(Callback):
         """Refuse a single run that cannot be planned."""
         with _refusing():
             _check(config)
+            if str(config.hydra.launcher._target_) == SLURM:
+                raise EmosteerError(
+                    "hydra/launcher=slurm needs -m, also for one cell (emosteer -m ...): without it Hydra uses no launcher"
+                )
             task = typed(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
             check_writable("hydra.run.dir", Path(str(config.hydra.run.dir)))
             check_writable("store", Path(task.store).expanduser())
@@ -59,11 +65,18 @@ class SweepCallback(Callback):
         """Build tables, figures, trackers' runs and the summary of the whole sweep."""
         from emosteer.finaliser import finalise
         from emosteer.launcher import failed_tasks
+        from emosteer.slurm.submission import close, one_at_a_time
 
         with _refusing():
             # Of this configuration no more is certain: keys that are swept may be missing in it.
             sweep = open_sweep(str(config.store), sweep_directory(config))
-            finalise(sweep)
+            is_on_slurm = str(config.hydra.launcher._target_) == SLURM
+            if is_on_slurm:
+                close(sweep)
+            if is_on_slurm and sweep.unsettled(sweep.tasks(), sweep.scorers()):
+                return  # submitted: the job behind the workers builds the results
+            with one_at_a_time(sweep, "finalising") if is_on_slurm else nullcontext():
+                finalise(sweep)
         if failed := failed_tasks(sweep):
             sys.exit(f"{len(failed)} cells failed; see {sweep.paths.failures}")
 

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from emosteer.config import (
     EFFECTS,
+    ENGINE_PATHS,
     METRICS,
     MODES,
     NUMBERS,
@@ -178,21 +179,29 @@ def check_values(config: Config) -> None:
         ("attribution.steps", config.attribution.steps, 1),
         ("statistics.n_resamples", config.statistics.n_resamples, 1),
         ("worker.cells_per_claim", config.worker.cells_per_claim, 1),
+        ("worker.max_attempts", config.worker.max_attempts, 1),
         ("engine.batch_rows", config.engine.batch_rows, 1),
         ("engine.threads", config.engine.threads, 1),
         ("prompts.limit", config.prompts.limit, 1),
     ):
-        if number is not None and number < least:
-            raise EmosteerError(f"{key}={number}: give a whole number of at least {least}")
-        most = MOST_CONTROLS if key == "controls.random" else MOST
-        if number is not None and number > most:
-            raise EmosteerError(f"{key}={number}: give a whole number of at most {most:,}")
+        if number is not None:
+            check_count(key, number, least, MOST_CONTROLS if key == "controls.random" else MOST)
+    if config.engine.path not in (None, *ENGINE_PATHS):
+        raise EmosteerError(f"engine.path={config.engine.path}: choose one of {', '.join(ENGINE_PATHS)}, or null for the fastest")
     _check_generation(config)
     _check_vector_method(config.vector.method)
     are_shipped = _are_shipped(json.dumps(config.scorers, sort_keys=True, default=str))
     if are_shipped and config.pair.primary not in METRICS:
         raise EmosteerError(f"pair.primary={config.pair.primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
     _check_objective(config, are_shipped)
+
+
+def check_count(key: str, number: int, least: int = 1, most: int = MOST) -> None:
+    """Raise EmosteerError for a number of things that is out of range."""
+    if number < least:
+        raise EmosteerError(f"{key}={number}: give a whole number of at least {least}")
+    if number > most:
+        raise EmosteerError(f"{key}={number}: give a whole number of at most {most:,}")
 
 
 def _check_generation(config: Config) -> None:

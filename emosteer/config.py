@@ -51,7 +51,7 @@ class ModelConfig:
     dtype: str = "float32"
     """Weights and activations: float32, bfloat16 or float16. Part of every id, so never taken from the device."""
     device: str = "auto"
-    """auto (CUDA, then MPS, then CPU), or a torch device such as cuda:1."""
+    """auto (CUDA, then MPS, then CPU), a torch device such as cuda:1, or all: blocks spread over all GPUs that the process has."""
     attn_implementation: str | None = None
     """As transformers names them (sdpa, eager, flash_attention_2, ...); null leaves the choice to transformers."""
     trust_remote_code: bool = False
@@ -168,6 +168,10 @@ class TrackingConfig:
     """Seconds without an uploaded run after which the upload is given up; what is not uploaded stays on disk."""
 
 
+ENGINE_PATHS = ("shared", "stock", "reread")
+"""Ways through a model, from fast to slow: see `emosteer.engine.paths`."""
+
+
 @dataclass
 class EngineConfig:
     """How generation uses the machine; nothing here changes a reply."""
@@ -176,6 +180,8 @@ class EngineConfig:
     """Rows decoded together; null chooses by device and memory. Halved when memory runs out."""
     threads: int | None = None
     """CPU threads for torch; null takes the cores that are free."""
+    path: str | None = None
+    """shared, stock or reread, from fast to slow; null takes the first that gives the model's own logits."""
 
 
 @dataclass
@@ -186,6 +192,8 @@ class WorkerConfig:
     """Cells run together: more fill the batch better, fewer lose less in a crash."""
     lease_seconds: float = 300.0
     """A claim without a heartbeat for so long is taken over."""
+    max_attempts: int | None = None
+    """A cell during which so many workers were killed or ran out of time is given up as failed; null never gives up."""
 
 
 @dataclass

@@ -30,8 +30,9 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Raise Stopped inside at the first SIGINT, SIGTERM or SIGHUP; signals that the caller ignores (nohup, `&`) stay ignored.
+def stopped_by_signals(*others: int) -> Iterator[None]:
+    """Raise Stopped inside at the first SIGINT, SIGTERM, SIGHUP, or one of others; signals that the caller ignores (nohup, `&`)
+    stay ignored.
 
     While the work inside winds up, further ones are no news; after `GRACE_SECONDS` one more ends the process at once.
     """
@@ -44,7 +45,7 @@ def stopped_by_signals() -> Iterator[None]:
         if time.monotonic() - first[0] > GRACE_SECONDS:
             os._exit(128 + number)
 
-    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [*(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)), *others]
     before = {number: signal.getsignal(number) for number in numbers}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:

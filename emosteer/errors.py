@@ -11,3 +11,7 @@ class Unwritable(OSError, EmosteerError):  # noqa: N818 - what it says of the di
 
 class Damaged(EmosteerError):  # noqa: N818 - what it says of the file
     """A file of ours that is no longer what was written. It has been put aside by the time that this is raised."""
+
+
+class MachineFault(EmosteerError):  # noqa: N818 - whose fault it is
+    """A machine that cannot go on: a GPU that is gone, a model that it alone cannot load. No fault of the cell that was at work."""

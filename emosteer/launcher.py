@@ -20,13 +20,16 @@ import emosteer
 from emosteer.bench import Bench
 from emosteer.checks import SECRET, check_writable
 from emosteer.config import Config
+from emosteer.cores import prepare_openmp
 from emosteer.errors import EmosteerError
 from emosteer.planning import plan
-from emosteer.progress import Timed, reporting
+from emosteer.progress import reporting
 from emosteer.records.cell import CELL, Cell
 from emosteer.records.publish import publish_link
 from emosteer.records.store import Store
 from emosteer.records.sweep import DONE, Command, Sweep, Task
+from emosteer.scoring.scorer import find_scorers
+from emosteer.timesheet import IMPORTING, Timesheet
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ def open_sweep(store: str, directory: Path) -> Sweep:
 
 def check_device(device: str) -> None:
     """Raise EmosteerError where a model is to run here on a device that this machine has not. Only a name asks torch."""
-    if device in ("auto", "cpu"):
+    if device in ("auto", "all", "cpu"):
         return
     from emosteer.model.language_model import choose_device
 
@@ -131,17 +134,14 @@ def work(sweep: Sweep, bench: Bench | None = None) -> None:
         return
     if len(unsettled) < len(tasks):
         log.info("%d of %d cells are there already.", len(tasks) - len(unsettled), len(tasks))
-    with _logging_to(sweep), reporting(len(tasks), len(tasks) - len(unsettled)) as shown:
-        report = Timed(shown)
+    with logging_to(sweep), reporting(len(tasks), len(tasks) - len(unsettled)) as report:
+        sheet = Timesheet()
         report.stage("loading torch")
-        # Read by OpenMP when torch starts it. Waiting threads that spin for ever starve each other on shared cores; those that
-        # never spin (OMP_WAIT_POLICY=passive) cost half as much again on free ones; this bounded spin cost 8 %.
-        if "OMP_WAIT_POLICY" not in os.environ:
-            os.environ.setdefault("GOMP_SPINCOUNT", "200000")
-        from emosteer.worker import Worker
-
-        Worker(sweep, report, bench).run()
-        log.info("took: %s", report)
+        with sheet.on(IMPORTING):
+            prepare_openmp()
+            from emosteer.worker import Worker
+        Worker(sweep, report, bench, sheet=sheet).run()
+        log.info("took: %s", sheet)
 
 
 def outcomes(sweep: Sweep, cells: Sequence[Cell]) -> list[Outcome]:
@@ -173,6 +173,7 @@ def _apply_mode(mode: str, sweep: Sweep, cells: Sequence[Cell]) -> None:
 def _settings(config: Config) -> dict[str, Any]:
     return {
         "scorers": {name: dict(scorer) for name, scorer in config.scorers.items()},
+        "scorer_versions": {scorer.name: scorer.version for scorer in find_scorers(config.scorers)},
         "statistics": asdict(config.statistics),
         "tracking": asdict(config.tracking),
         "engine": asdict(config.engine),
@@ -211,7 +212,7 @@ def _git(directory: Path, *arguments: str) -> str | None:
 
 
 @contextmanager
-def _logging_to(sweep: Sweep) -> Iterator[None]:
+def logging_to(sweep: Sweep) -> Iterator[None]:
     """One log file per worker, under the sweep's logs/."""
     sweep.paths.logs.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(sweep.paths.logs / f"{socket.gethostname()}-{os.getpid()}.log", encoding="utf-8")

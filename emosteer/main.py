@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 import emosteer
 from emosteer.checks import check_no_typed_secrets
 from emosteer.config import register
+from emosteer.cores import prepare_openmp
 from emosteer.endings import Stopped, open_streams, say_goodbye, stopped_by_signals
 from emosteer.hydra_jobs import Refused, job, refusals, sweep_directory, with_hydra
 from emosteer.one_line import one_line
@@ -73,6 +74,7 @@ def main() -> None:
         print(f"emosteer {emosteer.__version__} (Hydra {hydra.__version__})")
         return
     # Without it Hydra prints several lines, and leaves; with it, what it raises comes here.
+    prepare_openmp()  # a module of the user's may import torch as soon as it is named
     is_full = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"
     open_streams()

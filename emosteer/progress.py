@@ -24,8 +24,8 @@ class Reporter(Protocol):
     def stage(self, text: str) -> None:
         """What goes on now."""
 
-    def tokens(self, n: int) -> None:
-        """So many tokens more were generated."""
+    def tokens(self, n: int, rows: float) -> None:
+        """So many tokens more were generated, with so many rows in a forward; 0 where the engine does not say."""
 
     def settled(self, n: int) -> None:
         """So many cells more are done or failed."""
@@ -37,57 +37,29 @@ class Silent:
 
     def stage(self, text: str) -> None: ...
 
-    def tokens(self, n: int) -> None: ...
+    def tokens(self, n: int, rows: float) -> None: ...
 
     def settled(self, n: int) -> None: ...
 
 
 @dataclass
-class Timed:
-    """Passes all on to another reporter, and keeps how long each stage took."""
-
-    to: Reporter
-    seconds: dict[str, float] = field(default_factory=dict)
-    _stage: str = ""
-    _since: float = field(default_factory=time.monotonic)
-
-    def stage(self, text: str) -> None:
-        self._close()
-        self._stage = text
-        self.to.stage(text)
-
-    def tokens(self, n: int) -> None:
-        self.to.tokens(n)
-
-    def settled(self, n: int) -> None:
-        self.to.settled(n)
-
-    def __str__(self) -> str:
-        self._close()
-        return ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
-
-    def _close(self) -> None:
-        now = time.monotonic()
-        if self._stage:
-            self.seconds[self._stage] = self.seconds.get(self._stage, 0.0) + now - self._since
-        self._since = now
-
-
-@dataclass
 class _Rate:
-    """Tokens per second while tokens come."""
+    """Tokens per second in a stage, from its first ones on, and rows in a forward."""
 
     started: float | None = None
     total: int = 0
+    rows: float = 0.0
 
-    def add(self, n: int) -> None:
+    def add(self, n: int, rows: float) -> None:
         self.started = self.started or time.monotonic()
         self.total += n
+        self.rows = rows
 
     def __str__(self) -> str:
         if self.started is None or (seconds := time.monotonic() - self.started) < 1.0:
             return ""
-        return f"{self.total / seconds:,.0f} tokens/s"
+        rows = f", {self.rows:.0f} rows" if self.rows else ""
+        return f"{self.total / seconds:,.0f} tokens/s{rows}"
 
 
 class _Bar:
@@ -96,10 +68,11 @@ class _Bar:
         self.task = bar.add_task("starting", total=total, completed=done, rate="")
 
     def stage(self, text: str) -> None:
-        self.bar.update(self.task, description=text)
+        self.rate = _Rate()
+        self.bar.update(self.task, description=text, rate="")
 
-    def tokens(self, n: int) -> None:
-        self.rate.add(n)
+    def tokens(self, n: int, rows: float) -> None:
+        self.rate.add(n, rows)
         self.bar.update(self.task, rate=str(self.rate))
 
     def settled(self, n: int) -> None:
@@ -115,10 +88,10 @@ class _Lines:
 
     def stage(self, text: str) -> None:
         log.info("%s", text)
-        self.last = time.monotonic()
+        self.last, self.rate = time.monotonic(), _Rate()
 
-    def tokens(self, n: int) -> None:
-        self.rate.add(n)
+    def tokens(self, n: int, rows: float) -> None:
+        self.rate.add(n, rows)
         if time.monotonic() - self.last > LINE_SECONDS:
             self._line()
 

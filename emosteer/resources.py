@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from torch import Tensor
 from emosteer.attribution import Attribution, attribute, prepare
 from emosteer.errors import EmosteerError
 from emosteer.figures import attribution_heatmap
+from emosteer.model.batches import Progress
 from emosteer.model.language_model import LanguageModel
 from emosteer.records.cell import Cell
 from emosteer.records.claims import Claims
 from emosteer.records.publish import publish_directory, publish_file, publish_json, put_aside, read_bytes, read_json
 from emosteer.records.store import Resolved, Store
 from emosteer.steering import Push, Steering
-from emosteer.vectors import EmotionVector, checked, emotion_vector, random_direction, residual_norms
+from emosteer.vectors import EmotionVector, Reader, checked, emotion_vector, random_direction, residual_norms
 
 log = logging.getLogger(__name__)
 
@@ -39,10 +41,22 @@ class Resources:
         store: where they are kept.
         claims: so that two workers do not compute the same one.
         model: the model that they belong to.
+        sites: at which vectors will be asked for: texts are read once for all of them.
+        on_stage: told what is being made, and how far that is: `attribution patching of joy_sadness: 12 of 28 pairs`. What stands
+            before the colon stays the same until the next thing is made.
     """
 
-    def __init__(self, store: Store, claims: Claims, model: LanguageModel) -> None:
+    def __init__(
+        self,
+        store: Store,
+        claims: Claims,
+        model: LanguageModel,
+        sites: Iterable[str] = (),
+        on_stage: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.store, self.claims, self.model = store, claims, model
+        self.on_stage = on_stage
+        self._reader = Reader(model, [site for site in dict.fromkeys(sites) if model.anatomy.has(site)])
         self._vectors: dict[str, EmotionVector] = {}
         self._attributions: dict[str, Attribution] = {}
 
@@ -93,7 +107,8 @@ class Resources:
             return norms
 
         def make() -> None:
-            norms = residual_norms(self.model, self.store.neutral_texts(cell.neutral))
+            texts = self.store.neutral_texts(cell.neutral)
+            norms = residual_norms(self.model, texts, self._telling("residual norms", "texts"))
             if reason := _wrong_with_norms(norms, self.model.n_blocks):
                 raise EmosteerError(f"residual norms of {self.model.name}: {reason}; try model.dtype=float32")
             publish_json(path, {"model": cell.model.identity(), "neutral_texts": cell.neutral, "residual_norm": norms.tolist()})
@@ -159,7 +174,9 @@ class Resources:
         assert recipe is not None
         norms = self.residual_norm(cell)
         if recipe.method != "random":
-            return emotion_vector(self.model, self.store.contrastive_pairs(recipe.texts), norms, recipe.method, cell.site)
+            pairs = self.store.contrastive_pairs(recipe.texts)
+            with self._reader.in_use(self._telling(f"emotion vector of {_pair_name(cell)}", "texts")):
+                return emotion_vector(self.model, pairs, norms, recipe.method, cell.site)
         directions = random_direction(recipe.seed, recipe.index, self.model.n_blocks, self.model.width)
         if recipe.like:
             directions = directions * self.vector(cell.like()).directions.norm(dim=1, keepdim=True)
@@ -170,7 +187,8 @@ class Resources:
         assert cell.pair is not None
         started = time.perf_counter()
         cases = prepare(self.model, self.store.diagnostic_pairs(cell.attribution.diagnostics))
-        found = attribute(self.model, cases, cell.attribution.config.steps)
+        on_progress = self._telling(f"attribution patching of {_pair_name(cell)}", "pairs")
+        found = attribute(self.model, cases, cell.attribution.config.steps, on_progress)
         key = cell.attribution_id
         scores = save(found.tensors())
         summary = {
@@ -194,11 +212,20 @@ class Resources:
             paths = self.store.paths
             (directory / paths.attribution_scores(key).name).write_bytes(scores)
             publish_json(directory / paths.attribution_summary(key).name, summary)
-            attribution_heatmap(found, f"{cell.pair.name if cell.pair else ''} on {self.model.name}").savefig(
+            attribution_heatmap(found, f"{_pair_name(cell)} on {self.model.name}").savefig(
                 directory / paths.attribution_heatmap(key).name, dpi=150
             )
 
         publish_directory(self.store.paths.attribution(key), write)
+
+    def _telling(self, what: str, of: str) -> Progress:
+        """Say now that it begins, and later how far it is."""
+        self.on_stage(what)
+        return lambda done, total: self.on_stage(f"{what}: {done} of {total} {of}")
+
+
+def _pair_name(cell: Cell) -> str:
+    return cell.pair.name if cell.pair else "pair"
 
 
 def read_attribution(store: Store, key: str) -> Attribution | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -88,6 +88,60 @@ class SteeringPlan:
             for (site, layer), plan in self.places.items():
                 stack.enter_context(replace_output(anatomy.module(site, layer), _adder(plan, mask)))
             yield
+
+
+class Additions:
+    """What is added at each place to each row of a batch whose rows come and go, at every position.
+
+    The tables stay where they are in memory, so that a recorded forward can be replayed after rows have changed.
+
+    Args:
+        tables: by place, [row or 1, width]; one row serves the whole batch.
+    """
+
+    def __init__(self, tables: dict[Place, Tensor]) -> None:
+        self.tables = tables
+
+    @classmethod
+    def nothing(cls, places: Iterable[Place], n_rows: int, width: int, device: torch.device, dtype: torch.dtype) -> Additions:
+        """Tables of zeros."""
+        return cls({place: torch.zeros(n_rows, width, device=device, dtype=dtype) for place in places})
+
+    @classmethod
+    def alike(cls, steering: Steering | None, device: torch.device, dtype: torch.dtype) -> Additions:
+        """The same for every row."""
+        tables: dict[Place, Tensor] = {}
+        for push in steering.pushes if steering else ():
+            vector = push.vector.to(device, dtype)[None]
+            place = (push.site, push.layer)
+            tables[place] = tables[place] + vector if place in tables else vector
+        return cls(tables)
+
+    def put(self, rows: Sequence[int], steerings: Sequence[Steering | None]) -> None:
+        """Give rows other steerings; None leaves a row alone."""
+        index = torch.tensor(rows)
+        for table in self.tables.values():
+            table[index.to(table.device)] = 0
+        for row, steering in zip(rows, steerings, strict=True):
+            for push in steering.pushes if steering else ():
+                table = self.tables[push.site, push.layer]
+                table[row] += push.vector.to(table.device, table.dtype)
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop all rows but these."""
+        self.tables = {place: table[rows.to(table.device)] for place, table in self.tables.items()}
+
+    @contextmanager
+    def applied(self, anatomy: Anatomy) -> Iterator[None]:
+        """Add while the model runs inside."""
+        with ExitStack() as stack:
+            for (site, layer), table in self.tables.items():
+                stack.enter_context(replace_output(anatomy.module(site, layer), _table_adder(table)))
+            yield
+
+
+def _table_adder(table: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda states: states + table.to(states.device)[:, None]
 
 
 def _adder(plan: _PlacePlan, mask: Tensor | None) -> Callable[[Tensor], Tensor]:

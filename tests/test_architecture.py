@@ -12,19 +12,19 @@ import emosteer
 
 PACKAGE = Path(emosteer.__file__).parent
 LAYERS = (
-    ("config", "endings", "errors"),
+    ("config", "cores", "endings", "errors"),
     ("dotted", "datasets"),
     ("model",),
     ("attribution", "vectors", "steering"),
     ("engine",),
     ("scoring", "statistics"),
     ("records",),
-    ("checks", "figures", "progress", "tables", "vector_file"),
-    ("bench", "composer", "hydra_messages", "objective", "resources"),
+    ("checks", "figures", "progress", "tables", "timesheet", "vector_file"),
+    ("bench", "composer", "hydra_messages", "objective", "overview", "resources"),
     ("one_line",),
     ("planning", "summary", "tracking", "worker"),
     ("arguments", "finaliser", "launcher"),
-    ("comparison", "hydra_jobs"),
+    ("comparison", "hydra_jobs", "slurm"),
     ("api", "callback", "main", "sweep_cli"),
     ("__main__",),
 )

@@ -66,6 +66,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_example_files(page, tmp_path)
     for name, shipped in DATA.items():
         shutil.copy(SHIPPED / shipped, tmp_path / name)
+    (tmp_path / "launch").symlink_to(ROOT / "launch")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     model = tmp_path / "a-model"

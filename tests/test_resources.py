@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from made_up_sweep import made_up_cell
 from safetensors.torch import load_file, save_file
 from tiny_models import BLOCKS, WIDTH, tiny_model
 
-from emosteer.datasets import ContrastivePair, NeutralText
+from emosteer.config import AttributionConfig
+from emosteer.datasets import ContrastivePair, DiagnosticPair, NeutralText
 from emosteer.errors import EmosteerError, Unwritable
-from emosteer.records.cell import Cell, ModelSpec, VectorSpec
+from emosteer.records.cell import AttributionSpec, Cell, ModelSpec, VectorSpec
 from emosteer.records.claims import Claims
 from emosteer.records.store import Store
 from emosteer.resources import FACTS, Resources
@@ -50,6 +52,76 @@ def of_the_tiny_model(store: Store) -> Cell:
 def resources(store: Store) -> Resources:
     """As a new process has them: nothing in memory."""
     return Resources(store, Claims(store.paths.claims, 60.0), tiny_model("llama"))
+
+
+@contextmanager
+def forwards() -> Iterator[list[int]]:
+    """Rows of each forward of the tiny model."""
+    rows: list[int] = []
+    module = tiny_model("llama").model.get_input_embeddings()
+    handle = module.register_forward_hook(lambda _m, args, _out: rows.append(len(args[0])))
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+def at_site(cell: Cell, site: str) -> Cell:
+    return dataclasses.replace(cell, site=site)
+
+
+def test_texts_are_read_once_for_all_sites_of_a_sweep(store: Store, cell: Cell) -> None:
+    alone = {site: resources(Store(store.paths.root.parent / site)) for site in ("residual", "attention", "mlp")}
+    for site, other in alone.items():
+        other.store.keep_texts(PAIRS)
+        other.store.keep_texts(NEUTRAL)
+        alone[site] = other.vector(at_site(cell, site))
+    own = Resources(store, Claims(store.paths.claims, 60.0), tiny_model("llama"), ("residual", "mlp", "attention"))
+    found = {"residual": own.vector(cell)}
+    with forwards() as rows:
+        found |= {site: own.vector(at_site(cell, site)) for site in ("attention", "mlp")}
+    assert rows == []
+    assert len({vector.directions.sum().item() for vector in found.values()}) == 3
+    for site, vector in found.items():
+        assert vector.site == site
+        torch.testing.assert_close(vector.directions, alone[site].directions, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_in_the_store_is_not_read_again(store: Store, cell: Cell) -> None:
+    made = resources(store).vector(cell)
+    with forwards() as rows:
+        again = resources(store).vector(cell)
+        norms = resources(store).residual_norm(cell)
+    assert rows == []
+    assert torch.equal(again.directions, made.directions)
+    assert torch.equal(norms, made.residual_norm)
+
+
+def test_a_site_that_the_model_has_not_spoils_no_other(store: Store, cell: Cell) -> None:
+    bloom = Resources(store, Claims(store.paths.claims, 60.0), tiny_model("bloom"), ("mlp", "residual"))
+    assert bloom.vector(cell).directions.shape == (BLOCKS, WIDTH)
+    with pytest.raises(EmosteerError, match="site=mlp: no part of block 0"):
+        bloom.vector(at_site(cell, "mlp"))
+
+
+def test_it_tells_what_it_makes_and_how_far_that_is(store: Store, cell: Cell) -> None:
+    told: list[str] = []
+    own = Resources(store, Claims(store.paths.claims, 60.0), tiny_model("llama"), on_stage=told.append)
+    own.vector(cell)
+    assert cell.pair is not None
+    name = cell.pair.name
+    assert told == [
+        "residual norms",
+        "residual norms: 1 of 1 texts",
+        f"emotion vector of {name}",
+        f"emotion vector of {name}: 2 of 2 texts",
+    ]
+    told.clear()
+    letters = "abcdefgh"
+    pairs = [DiagnosticPair(one, f"Say {one} 1", f"Say {one} 2", "I", ("h", "j"), ("s", "t")) for one in letters]
+    spec = AttributionSpec(store.keep_texts(pairs), AttributionConfig(steps=1))
+    own.attribution(dataclasses.replace(cell, attribution=spec))
+    assert told == [f"attribution patching of {name}", f"attribution patching of {name}: 8 of 8 pairs"]
 
 
 def rewritten(change: Callable[[dict[str, torch.Tensor], dict[str, str]], object]) -> Callable[[Path], None]:

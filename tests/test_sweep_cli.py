@@ -27,7 +27,7 @@ from emosteer.records.store import Store
 from emosteer.records.sweep import Command, Sweep, Task
 from emosteer.sweep_cli import app
 
-COMMANDS = ("ls", "status", "report", "retry", "gc")
+COMMANDS = ("ls", "status", "watch", "logs", "report", "retry", "cancel", "workers", "gc")
 DAY = 86400.0
 STRANGE = "two words 'quoted' \"twice\" été 雪"
 
@@ -105,9 +105,9 @@ def test_alone_it_explains_itself(desk: Path) -> None:
     assert "--install-completion" in alone.stdout
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS[:-2], "workers add", "workers list", "gc"])
 def test_every_help_teaches(desk: Path, command: str) -> None:
-    done = call(command, "--help")
+    done = call(*command.split(), "--help")
 
     assert done.exit_code == 0
     text = " ".join(done.stdout.split())
@@ -255,8 +255,9 @@ def test_a_sweep_that_is_not_there(desk: Path) -> None:
     for name in ("first", "second"):
         sweep = sweep_of(desk / "outputs", name)
         fill(sweep, grid(sweep.store, 0.1))
-    for command in ("status", "report", "retry", "gc"):
-        done = call(command, "third")
+    commands = ("status", "watch", "logs", "report", "retry", "cancel", "workers add", "workers list", "gc")
+    for command in commands:
+        done = call(*command.split(), "third", *(["1"] if command == "workers add" else []))
         assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1), command
         for part in (str(desk / "third"), str(desk / "outputs" / "third"), "first, second"):
             assert part in done.stderr
@@ -327,12 +328,14 @@ def test_status_splits_and_explains(desk: Path) -> None:
     assert found["states"] == {cell.id: "done" for cell in company} | {
         more[0].id: "failed", more[1].id: "running", more[2].id: "pending", more[3].id: "pending", attribution.id: "pending"
     }  # fmt: skip
-    assert found["workers"] == [{"host": os.uname().nodename, "pid": os.getpid(), "running": 1}]
+    workers = [{key: one[key] for key in ("host", "pid", "job", "state", "running")} for one in found["workers"]]
+    assert workers == [{"host": os.uname().nodename, "pid": os.getpid(), "job": None, "state": "running", "running": 1}]
+    assert found["slurm"] is None, "nothing was submitted, so that nothing is asked"
     assert found["goes_on"] == {"command": "emosteer -m coefficient=0.3,0.4 'name=my sweep'", "directory": "/far away"}
     failure = found["failures"][0]
     assert failure == {
         "id": more[0].id, "kind": CELL, "exception": "RuntimeError", "message": "first line\nsecond line", "host": "n1",
-        "time": "now", "file": str(sweep.paths.failure(more[0].id)),
+        "node": None, "job": None, "attempt": 1, "time": "now", "file": str(sweep.paths.failure(more[0].id)),
     }  # fmt: skip
     assert "Traceback" in Path(failure["file"]).read_text()
 
@@ -764,26 +767,36 @@ with contextlib.suppress(SystemExit):
     app(sys.argv[1:])
 sys.exit(bool({"torch", "pandas", "matplotlib"} & set(sys.modules)))
 """
-    for arguments in (["ls"], ["gc"], ["status", "mine"]):
+    for arguments in (["ls"], ["gc"], ["status", "mine", "--cells"], ["logs", "mine", "baseline"]):
         done = subprocess.run([sys.executable, "-c", program, *arguments], cwd=place, capture_output=True, timeout=60, check=False)
         assert (done.returncode, bool(done.stdout)) == (0, True), arguments
 
 
-def test_names_complete(desk: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("status fi", ["fifth", "first"]),
+        ("workers list s", ["second"]),
+        ("logs second joy_sadness-L2-c0.2", ["joy_sadness-L2-c0.2"]),
+        ("retry second joy_sadness-L2-c0.1 joy_sadness-L2-c0.2", ["joy_sadness-L2-c0.2"]),
+        ("logs third joy", []),
+    ],
+)
+def test_names_and_ids_complete(desk: Path, words: str, expected: list[str]) -> None:
     for name in ("first", "fifth", "second"):
         sweep = sweep_of(desk / "outputs", name)
-        add(sweep, grid(sweep.store, 0.1))
+        add(sweep, grid(sweep.store, 0.1, 0.2))
     environment = {
         **os.environ,
         "_EMOSTEER_SWEEP_COMPLETE": "complete_bash",
-        "COMP_WORDS": "emosteer-sweep status fi",
-        "COMP_CWORD": "2",
+        "COMP_WORDS": f"emosteer-sweep {words}",
+        "COMP_CWORD": str(len(words.split())),
     }
     done = subprocess.run(
         [sys.executable, "-c", "from emosteer.sweep_cli import main; main()"],
         env=environment, text=True, capture_output=True, timeout=60, check=False,
     )  # fmt: skip
-    assert done.stdout.split() == ["fifth", "first"]
+    assert [word.rpartition("-")[0] if "-L" in word else word for word in done.stdout.split()] == expected
 
 
 def test_a_status_reads_each_record_once(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,8 +15,18 @@ from transformers import PreTrainedTokenizerFast
 from emosteer import vectors
 from emosteer.datasets import ContrastivePair, NeutralText
 from emosteer.errors import EmosteerError
+from emosteer.model import extraction
 from emosteer.model.language_model import LanguageModel, wrap
-from emosteer.vectors import EmotionVector, checked, emotion_vector, mean_difference, random_direction, residual_norms
+from emosteer.vectors import (
+    EmotionVector,
+    Reader,
+    checked,
+    emotion_vector,
+    mean_difference,
+    random_direction,
+    residual_norms,
+    token_means,
+)
 
 PAIRS = [
     ContrastivePair("a", "We are so happy that you came!", "I am sad, because nobody called."),
@@ -77,7 +89,7 @@ def test_mean_difference_does_not_depend_on_batches(monkeypatch: pytest.MonkeyPa
     model = tiny_model("gemma3", chat=False)
     whole = mean_difference(model, PAIRS)
     torch.testing.assert_close(whole, by_hand(model, "gemma3", "residual", plain=True), rtol=1e-4, atol=1e-5)
-    monkeypatch.setattr(vectors, "READING_BATCH", 4)  # does not divide six texts
+    monkeypatch.setattr(extraction, "BATCH_TOKENS", 40)
     torch.testing.assert_close(mean_difference(model, PAIRS), whole, rtol=1e-4, atol=1e-5)
 
 
@@ -140,6 +152,111 @@ def test_residual_norms_leave_the_first_token_out() -> None:
             states = model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1:BLOCKS]  # not the last: it is normed
         expected = torch.tensor([median([float(state.norm()) for state in layer[0, 1:]]) for layer in states])
         torch.testing.assert_close(residual_norms(model, [NeutralText("a", text)])[:-1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_stands_at_padding_is_in_no_mean() -> None:
+    states = torch.randn(2, 3, WIDTH)
+    states[0, 2] = torch.nan
+    states[1, 0] = torch.inf
+    own = torch.tensor([[True, True, False], [False, False, True]])
+    torch.testing.assert_close(vectors._mean(states, own), torch.stack([states[0, :2].mean(0), states[1, 2]]))
+
+
+def test_norms_tell_how_far_they_are() -> None:
+    told: list[tuple[int, int]] = []
+    residual_norms(tiny_model("llama"), NEUTRAL, lambda done, total: told.append((done, total)))
+    assert told[-1] == (len(NEUTRAL), len(NEUTRAL))
+
+
+# --- a reader, for a process that makes many vectors
+
+
+@contextmanager
+def texts_read(model: LanguageModel) -> Iterator[list[int]]:
+    """Rows of each forward."""
+    rows: list[int] = []
+    handle = model.anatomy.blocks[0].register_forward_hook(
+        lambda _m, _a, out: rows.append(len(out[0] if isinstance(out, tuple) else out))
+    )
+    try:
+        yield rows
+    finally:
+        handle.remove()
+
+
+def test_a_reader_reads_texts_once_for_all_sites_and_methods() -> None:
+    model = tiny_model("llama")
+    plain = {site: mean_difference(model, PAIRS, site) for site in ("residual", "attention", "mlp")}
+    told: list[tuple[int, int]] = []
+    reader = Reader(model, ("mlp", "residual"))
+    with texts_read(model) as rows, reader.in_use(lambda done, total: told.append((done, total))):
+        first = mean_difference(model, PAIRS, "residual")
+        n_rows = len(rows)
+        others = {"residual": mean_difference(model, PAIRS, "residual"), "mlp": mean_difference(model, PAIRS, "mlp")}
+        assert len(rows) == n_rows > 0, "nothing was read again"
+        assert told == [(6, 6)]
+        attention = mean_difference(model, PAIRS, "attention")
+        assert len(rows) > n_rows, "nobody had said that this site would be asked for"
+    assert torch.equal(first, others["residual"])
+    for site, found in {**others, "attention": attention}.items():
+        torch.testing.assert_close(found, plain[site], rtol=1e-4, atol=1e-5)
+
+
+def test_a_reader_reads_common_texts_once() -> None:
+    """As of two pairs of emotions with one counterpart."""
+    model = tiny_model("llama")
+    readings = [model.dialogue.reading(text) for text in ("Rain.", "What a garden!", "Rain.", "It is nine.")]
+    with Reader(model).in_use():
+        with texts_read(model) as rows:
+            means = token_means(model, readings[:3])
+        assert rows[-1] == 2
+        assert torch.equal(means[0], means[2])
+        with texts_read(model) as rows:
+            again = token_means(model, readings)
+        assert rows[-1] == 1
+        assert torch.equal(again[:3], means)
+    torch.testing.assert_close(again[3], token_means(model, readings[3:])[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_reader_forgets_what_was_asked_for_first() -> None:
+    model = tiny_model("llama")
+    readings = [model.dialogue.reading(text) for text in ("Rain.", "What a garden!", "It is nine.")]
+    with Reader(model, most_bytes=2 * BLOCKS * WIDTH * 4).in_use():
+        plain = token_means(model, readings)  # more than it may keep
+        with texts_read(model) as rows:
+            assert torch.equal(token_means(model, readings[1:]), plain[1:])
+            assert rows == []
+            torch.testing.assert_close(token_means(model, readings[:1]), plain[:1], rtol=1e-4, atol=1e-5)
+            assert rows == [1]
+
+
+def test_a_reader_knows_its_model() -> None:
+    """A method that compares two models gets the means of each."""
+    model, other = tiny_model("llama"), tiny_model("llama", seed=5)
+    reading = model.dialogue.reading("What a garden!")
+    plain = [token_means(one, [reading]) for one in (model, other)]
+    assert not torch.allclose(*plain)
+    with Reader(model, ("mlp",)).in_use():
+        for _ in range(2):
+            for one, expected in zip((model, other), plain, strict=True):
+                assert torch.equal(token_means(one, [reading]), expected)
+
+
+def test_without_a_reader_nothing_is_remembered() -> None:
+    """In a notebook the weights may be others the next time."""
+    model = tiny_model("llama", seed=6)
+    reading = model.dialogue.reading("What a garden!")
+    with Reader(model).in_use():
+        pass
+    first = token_means(model, [reading])
+    weight = model.model.get_input_embeddings().weight
+    with torch.no_grad():
+        weight.mul_(2)
+    try:
+        assert not torch.allclose(token_means(model, [reading]), first)
+    finally:
+        with torch.no_grad():
+            weight.div_(2)
 
 
 @pytest.mark.real_model

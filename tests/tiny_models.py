@@ -53,7 +53,7 @@ def tokenizer_of(chat: bool = True, pad: bool = False) -> PreTrainedTokenizerFas
 UNTIED = {"tie_word_embeddings": False}
 
 
-def _common(**more: Any) -> dict[str, Any]:
+def common(**more: Any) -> dict[str, Any]:
     return {
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
@@ -66,32 +66,32 @@ def _common(**more: Any) -> dict[str, Any]:
     }
 
 
-def _old(**more: Any) -> dict[str, Any]:
+def without_groups(**more: Any) -> dict[str, Any]:
     """For families without grouped keys and values."""
-    return {key: value for key, value in _common(**more).items() if key != "num_key_value_heads"}
+    return {key: value for key, value in common(**more).items() if key != "num_key_value_heads"}
 
 
 ALTERNATING = ["sliding_attention", "full_attention"] * (BLOCKS // 2)
 
 # Family: configuration class, its options, and where transformers keeps the blocks, their attention and their MLP.
 _FAMILIES: dict[str, tuple[str, dict[str, Any], str, str, str]] = {
-    "llama": ("LlamaConfig", _common(), "model.layers", "self_attn", "mlp"),
-    "qwen3": ("Qwen3Config", _common(head_dim=16), "model.layers", "self_attn", "mlp"),
+    "llama": ("LlamaConfig", common(), "model.layers", "self_attn", "mlp"),
+    "qwen3": ("Qwen3Config", common(head_dim=16), "model.layers", "self_attn", "mlp"),
     "gemma2": (
         "Gemma2Config",
-        _common(head_dim=8, sliding_window=WINDOW, layer_types=ALTERNATING, query_pre_attn_scalar=8),
+        common(head_dim=8, sliding_window=WINDOW, layer_types=ALTERNATING, query_pre_attn_scalar=8),
         "model.layers",
         "post_attention_layernorm",
         "post_feedforward_layernorm",
     ),
     "gemma3": (
         "Gemma3TextConfig",
-        _common(head_dim=8, sliding_window=WINDOW, layer_types=ALTERNATING, query_pre_attn_scalar=8),
+        common(head_dim=8, sliding_window=WINDOW, layer_types=ALTERNATING, query_pre_attn_scalar=8),
         "model.layers",
         "post_attention_layernorm",
         "post_feedforward_layernorm",
     ),
-    "mistral": ("MistralConfig", _common(sliding_window=WINDOW), "model.layers", "self_attn", "mlp"),
+    "mistral": ("MistralConfig", common(sliding_window=WINDOW), "model.layers", "self_attn", "mlp"),
     "gpt2": (
         "GPT2Config",
         {"n_embd": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, "n_positions": 256, **UNTIED},
@@ -99,18 +99,18 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any], str, str, str]] = {
         "attn",
         "mlp",
     ),
-    "gpt_neox": ("GPTNeoXConfig", _old(use_parallel_residual=True), "gpt_neox.layers", "attention", "mlp"),
-    "phi": ("PhiConfig", _common(), "model.layers", "self_attn", "mlp"),
-    "olmo2": ("Olmo2Config", _common(), "model.layers", "post_attention_layernorm", "post_feedforward_layernorm"),
-    "falcon": ("FalconConfig", _old(ffn_hidden_size=2 * WIDTH, bias=True), "transformer.h", "self_attention", "mlp"),
+    "gpt_neox": ("GPTNeoXConfig", without_groups(use_parallel_residual=True), "gpt_neox.layers", "attention", "mlp"),
+    "phi": ("PhiConfig", common(), "model.layers", "self_attn", "mlp"),
+    "olmo2": ("Olmo2Config", common(), "model.layers", "post_attention_layernorm", "post_feedforward_layernorm"),
+    "falcon": ("FalconConfig", without_groups(ffn_hidden_size=2 * WIDTH, bias=True), "transformer.h", "self_attention", "mlp"),
     "opt": (
         "OPTConfig",
-        _old(ffn_dim=2 * WIDTH, word_embed_proj_dim=WIDTH, dropout=0.0),
+        without_groups(ffn_dim=2 * WIDTH, word_embed_proj_dim=WIDTH, dropout=0.0),
         "model.decoder.layers",
         "",
         "",
     ),
-    "mixtral": ("MixtralConfig", _common(num_local_experts=4, num_experts_per_tok=2), "model.layers", "self_attn", "mlp"),
+    "mixtral": ("MixtralConfig", common(num_local_experts=4, num_experts_per_tok=2), "model.layers", "self_attn", "mlp"),
     "bloom": (
         "BloomConfig",
         {"hidden_size": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, "tie_word_embeddings": False},
@@ -141,10 +141,8 @@ def random_weights(model: PreTrainedModel, seed: int) -> None:
                 weight.copy_(1.5 * draw / min(weight.shape[-2:]) ** 0.5)
 
 
-@lru_cache
-def bare_model(family: str, seed: int) -> PreTrainedModel:
-    """A random model of a family: float32, 4 blocks, evaluation mode."""
-    kind, options, *_ = _FAMILIES[family]
+def make_model(kind: str, options: dict[str, Any], seed: int) -> PreTrainedModel:
+    """A random model of a configuration class: float32, evaluation mode."""
     tokenizer = tokenizer_of()
     config = getattr(transformers, kind)(
         vocab_size=len(tokenizer) + 1,  # room for a pad token
@@ -156,6 +154,18 @@ def bare_model(family: str, seed: int) -> PreTrainedModel:
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     random_weights(model, seed)
     return model.eval().requires_grad_(False)
+
+
+@lru_cache
+def bare_model(family: str, seed: int) -> PreTrainedModel:
+    """A random model of a family: float32, 4 blocks, evaluation mode."""
+    return make_model(*configuration(family), seed)
+
+
+def configuration(family: str) -> tuple[str, dict[str, Any]]:
+    """A family's configuration class and its options."""
+    kind, options, *_ = _FAMILIES[family]
+    return kind, options
 
 
 @lru_cache

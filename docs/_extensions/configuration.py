@@ -15,6 +15,7 @@ from sphinx.pycode import ModuleAnalyzer
 
 import emosteer.config
 from emosteer.config import Config, register
+from emosteer.slurm.options import SlurmOptions
 
 CONF = Path(emosteer.config.__file__).parent / "conf"
 COMMAND = re.compile(r"\bemosteer (?=(-m )?\S+=).*")
@@ -39,6 +40,12 @@ def configuration() -> str:
             sections += [_first_paragraph(schema), _table(keys(schema, f"{group}."), defaults)]
         sections += _options(group)
     return "\n\n".join(sections)
+
+
+def slurm_options() -> str:
+    """The keys of `hydra/launcher=slurm`."""
+    defaults = OmegaConf.create({"hydra": {"launcher": OmegaConf.structured(SlurmOptions)}})
+    return _table(keys(SlurmOptions, "hydra.launcher."), defaults)
 
 
 def default_configuration() -> DictConfig:
@@ -69,9 +76,10 @@ def keys(schema: type, prefix: str = "") -> Iterator[Key]:
 
 @cache
 def _descriptions() -> dict[tuple[str, str], str]:
-    """(class, attribute) -> the docstring that stands below the attribute in emosteer/config.py."""
-    documented = ModuleAnalyzer.for_module(emosteer.config.__name__).find_attr_docs()
-    return {attribute: " ".join(lines).strip() for attribute, lines in documented.items()}
+    """(class, attribute) -> the docstring that stands below the attribute, in emosteer/config.py and emosteer/slurm/options.py."""
+    modules = (emosteer.config.__name__, SlurmOptions.__module__)
+    documented = [ModuleAnalyzer.for_module(module).find_attr_docs().items() for module in modules]
+    return {attribute: " ".join(lines).strip() for found in documented for attribute, lines in found}
 
 
 def _first_paragraph(schema: type) -> str:

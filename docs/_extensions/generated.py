@@ -6,12 +6,18 @@ A page says where: a line `<!-- generated: NAME -->` is replaced by what the fun
 import re
 
 from command_line import knobs, sweep_commands
-from configuration import configuration
+from configuration import configuration, slurm_options
 from public_api import public_api
 from sphinx.application import Sphinx
 
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
-MAKERS = {"configuration": configuration, "knobs": knobs, "public_api": public_api, "sweep_commands": sweep_commands}
+MAKERS = {
+    "configuration": configuration,
+    "knobs": knobs,
+    "public_api": public_api,
+    "slurm_options": slurm_options,
+    "sweep_commands": sweep_commands,
+}
 
 
 def fill_in(app: Sphinx, page: str, source: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from emosteer.datasets import DiagnosticPair, Prompt
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel
+from emosteer.model.prefix import common_beginning
 
 MIN_PAIRS = 8
 """Rankings over fewer prompt pairs do not repeat on other pairs."""
@@ -31,11 +33,20 @@ class Case:
         """Whether both prompts have the same number of tokens, so that their positions correspond."""
         return len(self.clean) == len(self.corrupted)
 
+    @cached_property
+    def n_common(self) -> int:
+        """Tokens with which both prompts begin: there nothing is to be scored, as both runs are one."""
+        return common_beginning((self.clean, self.corrupted))
+
     @property
     def first_difference(self) -> int:
         """Of aligned prompts: the position, counted from the end (-1 is the last), of the first token that differs."""
-        differing = [i for i, (a, b) in enumerate(zip(self.clean, self.corrupted, strict=True)) if a != b]
-        return differing[0] - len(self.clean)
+        return self.n_common - len(self.clean)
+
+    @property
+    def n_scored(self) -> int:
+        """Positions at the prompts' ends whose components are scored: from the first difference on, or the last if unaligned."""
+        return max(1, len(self.clean) - self.n_common) if self.is_aligned else 1
 
 
 def prepare(model: LanguageModel, pairs: Sequence[DiagnosticPair]) -> list[Case]:

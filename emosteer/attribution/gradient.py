@@ -4,24 +4,40 @@ A component's score is `(clean - corrupted activation) . d metric / d activation
 clean activation into the corrupted run would do to the metric (Nanda 2023; Syed et al. 2023). At the last position one
 gradient, at the corrupted run, agrees with exact patching. Elsewhere it does not, and the gradient is averaged over steps on
 the way from the corrupted to the clean embeddings (integrated gradients, Hanna et al. 2024).
+
+Up to the first token that differs both runs are one, and nothing is to be scored: that part is read once, without a graph. Over the
+rest the graph begins at the first block's attention, holds no weight's gradient, and ends in one position's logits.
+
+Memory, for each scored token: the clean and corrupted activations' difference at 3 sites of every block, in the model's dtype; and
+the graph: all that blocks keep for the backward pass, or where that does not fit, what enters each block (activation checkpointing,
+at the price of one more forward). Gradients are reduced as they arise, and none is kept. With 80 blocks of width 8,192 in bfloat16
+(70B) that is 3.9 MB of differences, and 19 MB of graph, or 1.3 MB with checkpointing: for the last 20 tokens of a prompt 0.5 GB, or
+0.1 GB, and for a full batch of 256 tokens 5.9 GB, or 1.4 GB.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from emosteer.attribution.case import MIN_PAIRS, Case, metric
+from emosteer.attribution.graph import checkpointed, frozen
+from emosteer.attribution.runs import Plan, Run, plan, runs_of
 from emosteer.attribution.scores import ADDING_SITES, SITES, Attribution
 from emosteer.errors import EmosteerError
-from emosteer.model.capture import Place, capture, replace_output
+from emosteer.model.batches import Progress, run_in_batches, silent
+from emosteer.model.capture import Place, every_place, replace_output, watching
 from emosteer.model.language_model import LanguageModel
-from emosteer.model.padding import PaddedBatch, pad_left
+from emosteer.model.memory import give_back, is_out_of_memory
 
-BATCH = 8
+log = logging.getLogger(__name__)
+
 STEPS_LAST = 1
 STEPS_ELSEWHERE = 5
 
@@ -30,7 +46,8 @@ def attribute(
     model: LanguageModel,
     cases: Sequence[Case],
     steps: int | None = None,
-    on_case: Callable[[int], None] = lambda n: None,
+    on_progress: Progress = silent,
+    checkpoints: bool | None = None,
 ) -> Attribution:
     """Score the residual stream, attention and MLP of every block.
 
@@ -38,7 +55,8 @@ def attribute(
         model: the language model.
         cases: at least 8, of which at least 8 aligned.
         steps: gradients averaged between the corrupted and the clean run; None takes 1 at the last position, 5 elsewhere.
-        on_case: told how many cases a batch has finished, for a progress bar.
+        on_progress: told the cases that are done, and how many there are.
+        checkpoints: whether each block is computed again for the backward pass, to hold less memory; None where that is needed.
 
     Raises:
         EmosteerError: fewer than 8 pairs are aligned under the model's tokenizer, or `steps` is less than 1.
@@ -51,131 +69,180 @@ def attribute(
             f"{len(aligned)} of {len(cases)} diagnostic pairs have prompts of equal length for {model.name}'s tokenizer; "
             f"{MIN_PAIRS} are needed: write pairs that are aligned for it, or set attribution=none"
         )
-    batches = [_score_batch(model, batch, steps, on_case) for batch in _batches(cases)]
-    return _gather(batches, cases, aligned)
+    with frozen(model.model):
+        patching = _Patching(model, plan(model, cases, checkpoints), steps)
+        n_done = 0
+        # Aligned and other cases apart: only the aligned can be interpolated.
+        for group in (aligned, [case for case in cases if not case.is_aligned]):
+            for_all = partial(_told_of_all, on_progress, n_done, len(cases))
+            run_in_batches(partial(patching.score_some, group), [patching.plan.size(case) for case in group], 1.0, for_all)
+            n_done += len(group)
+    return _gather(patching.scores, cases, aligned)
+
+
+def _told_of_all(on_progress: Progress, before: int, total: int, done: int, _of: int) -> None:
+    on_progress(before + done, total)
 
 
 @dataclass(frozen=True)
-class _BatchScores:
+class _Scores:
+    """Of one case."""
+
     metric_clean: Tensor
     metric_corrupted: Tensor
     last: dict[str, Tensor]
+    """[block] for each site."""
     everywhere: dict[str, Tensor]
-    residual: Tensor | None
+    """[block] for each site that adds; empty for a case that is not aligned."""
+    residual: Tensor
+    """[block, position]: the last ones, from where the prompts begin to differ."""
 
 
-def _batches(cases: Sequence[Case]) -> list[list[Case]]:
-    # Aligned and other cases apart: only the aligned can be interpolated.
-    kinds = ([c for c in cases if c.is_aligned], [c for c in cases if not c.is_aligned])
-    return [kind[i : i + BATCH] for kind in kinds for i in range(0, len(kind), BATCH)]
+class _Patching:
+    """Scores cases batch by batch, and holds what was found."""
+
+    def __init__(self, model: LanguageModel, plan: Plan, steps: int | None) -> None:
+        self.model, self.plan, self.steps = model, plan, steps
+        self.scores: dict[str, _Scores] = {}
+        """By the case's id."""
+
+    def score_some(self, cases: Sequence[Case], chosen: Sequence[int]) -> None:
+        """Score some of the cases; out of memory, blocks hold less for this and all later batches."""
+        batch = [cases[index] for index in chosen]
+        if not self.plan.checkpoints:
+            try:
+                self._score(batch)
+                return
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            give_back()
+            log.warning("out of memory with %d pairs at once: going on with blocks that are computed twice", len(batch))
+            self.plan = replace(self.plan, checkpoints=True)
+        self._score(batch)
+
+    def _score(self, cases: Sequence[Case]) -> None:
+        is_aligned = cases[0].is_aligned
+        clean, corrupted = runs_of(self.model, cases, self.plan.in_parts, head=self.plan.head)
+        tally = _Tally(self.model, corrupted.ids.shape[1] if is_aligned else 1)
+        metric_clean = tally.read_clean(clean, cases)
+        # The first gradient is the corrupted run's own, so that one step is plain attribution patching. Against exact patching on
+        # SmolLM2 the sum that begins there was as close as the midpoints' or closer.
+        metric_corrupted = self._add_gradient(tally, corrupted, cases)
+        steps_last, steps = (self.steps or STEPS_LAST, self.steps or STEPS_ELSEWHERE) if is_aligned else (1, 1)
+        last = tally.scores(SITES, steps_last)[..., -1] if steps_last == 1 else None
+        for step in range(1, steps):
+            with _interpolated(self.model, corrupted, clean, step / steps):
+                self._add_gradient(tally, corrupted, cases)
+        scores = tally.scores(SITES, steps)
+        last = scores[..., -1] if last is None else last
+        for row, case in enumerate(cases):
+            self.scores[case.id] = _Scores(
+                metric_clean[row],
+                metric_corrupted[row],
+                dict(zip(SITES, last[row], strict=True)),
+                {site: scores[row, SITES.index(site)].sum(-1) for site in ADDING_SITES} if is_aligned else {},
+                scores[row, SITES.index("residual")],
+            )
+
+    def _add_gradient(self, tally: _Tally, run: Run, cases: Sequence[Case]) -> Tensor:
+        """The metric [case]; its gradient goes into the tally."""
+        with checkpointed(self.model.anatomy.blocks) if self.plan.checkpoints else nullcontext():
+            return tally.add_gradient(run, cases)
 
 
-def _score_batch(model: LanguageModel, cases: list[Case], steps: int | None, on_case: Callable[[int], None]) -> _BatchScores:
-    clean = pad_left([case.clean for case in cases], model.pad_token_id, model.device)
-    corrupted = pad_left([case.corrupted for case in cases], model.pad_token_id, model.device)
-    with torch.no_grad(), capture(model.anatomy, SITES) as clean_states:
-        metric_clean = metric(_last_logits(model, clean), cases)
-    start = _gradients(model, corrupted, cases)
-    differences = {place: _difference(clean_states[place], start.states[place]) for place in start.slopes}
+class _Tally:
+    """Sums of differences times gradients at every place, for one batch.
 
-    def products(wanted: int) -> dict[Place, Tensor]:
-        slopes = _averaged(model, clean, corrupted, cases, start, wanted)
-        return {place: (difference * _end(slopes[place], difference)).sum(-1) for place, difference in differences.items()}
-
-    if not cases[0].is_aligned:
-        at_start = products(1)
-        last = _by_site(model, SITES, lambda place: at_start[place][:, -1])
-        scores = _BatchScores(metric_clean.cpu(), start.metric.cpu(), last, {}, None)
-    else:
-        at_last, elsewhere = products(steps or STEPS_LAST), products(steps or STEPS_ELSEWHERE)
-        residual = torch.stack([elsewhere["residual", layer] for layer in range(model.n_blocks)], dim=1).cpu()
-        scores = _BatchScores(
-            metric_clean.cpu(),
-            start.metric.cpu(),
-            _by_site(model, SITES, lambda place: at_last[place][:, -1]),
-            _by_site(model, ADDING_SITES, lambda place: elsewhere[place].sum(-1)),
-            residual.masked_fill(corrupted.attention_mask.cpu()[:, None, :] == 0, torch.nan),
-        )
-    on_case(len(cases))
-    return scores
-
-
-def _difference(clean: Tensor, corrupted: Tensor) -> Tensor:
-    """Clean minus corrupted [row, position, width]; of unequal lengths, the positions that both have, from the end."""
-    common = min(clean.shape[1], corrupted.shape[1])
-    return (clean[:, -common:] - corrupted[:, -common:]).float()
-
-
-def _end(states: Tensor, like: Tensor) -> Tensor:
-    return states[:, -like.shape[1] :]
-
-
-def _by_site(model: LanguageModel, sites: Sequence[str], score: Callable[[Place], Tensor]) -> dict[str, Tensor]:
-    return {site: torch.stack([score((site, n)) for n in range(model.n_blocks)], dim=1).cpu() for site in sites}
-
-
-@dataclass(frozen=True)
-class _Gradients:
-    metric: Tensor
-    states: dict[Place, Tensor]
-    slopes: dict[Place, Tensor]
-
-
-def _gradients(model: LanguageModel, batch: PaddedBatch, cases: Sequence[Case], embedded: Tensor | None = None) -> _Gradients:
-    """The metric's gradient with respect to every component, at a batch's own or the given embeddings."""
-    embedding = model.model.get_input_embeddings()
-
-    def entering(states: Tensor) -> Tensor:
-        # The weights are frozen, so the graph begins here.
-        return (states if embedded is None else embedded).detach().requires_grad_(True)
-
-    with torch.enable_grad(), replace_output(embedding, entering), capture(model.anatomy, SITES) as seen:
-        value = metric(_last_logits(model, batch), cases)
-        places = list(seen)
-        slopes = torch.autograd.grad(value.sum(), [seen[place] for place in places])
-    states = {place: seen[place].detach() for place in places}
-    return _Gradients(value.detach(), states, dict(zip(places, (s.float() for s in slopes), strict=True)))
-
-
-def _averaged(
-    model: LanguageModel,
-    clean: PaddedBatch,
-    corrupted: PaddedBatch,
-    cases: Sequence[Case],
-    start: _Gradients,
-    steps: int,
-) -> dict[Place, Tensor]:
-    """Gradients averaged over `steps` embeddings: at 0, 1/steps, ... of the way from the corrupted to the clean run.
-
-    The first is the corrupted run's own, so one step is plain attribution patching. Against exact patching on SmolLM2 the sum
-    that begins there was as close as the midpoints' or closer.
+    Args:
+        model: the language model.
+        n_positions: scored, counted from the end.
     """
+
+    def __init__(self, model: LanguageModel, n_positions: int) -> None:
+        self.model, self.n_positions = model, n_positions
+        self.places = every_place(model.anatomy, SITES)
+        self._differences: dict[Place, Tensor] = {}
+        """Clean minus corrupted activation [row, position, width], in the model's dtype; at first the clean one."""
+        self._products: dict[Place, Tensor] = {}
+        """[row, position], float32."""
+        self._is_first = True
+
+    def read_clean(self, run: Run, cases: Sequence[Case]) -> Tensor:
+        """The clean run's metric [case]; its activations are kept until the corrupted run has come by."""
+
+        def keep(place: Place, states: Tensor) -> None:
+            self._differences[place] = self._scored(states).clone()
+
+        with torch.no_grad(), watching(self.model.anatomy, self.places, keep):
+            return metric(run.last_logits(self.model), cases).cpu()
+
+    def add_gradient(self, run: Run, cases: Sequence[Case]) -> Tensor:
+        """The run's metric [case]; differences times its gradient are added. The first run must be the corrupted one."""
+        seen: set[Place] = set()
+        begins: list[Tensor] = []
+
+        def look(place: Place, states: Tensor) -> Tensor | None:
+            # A checkpointed block comes by once more; its tensors are then of no graph that anything flows back through.
+            if self._is_first and place not in seen:
+                self._differences[place] -= self._scored(states.detach())
+            seen.add(place)
+            # Nothing flows back from a component that the metric does not hang on.
+            self._products.setdefault(place, torch.zeros(states.shape[0], self.n_positions, device=states.device))
+            copy = None
+            if not states.requires_grad:
+                # The weights are frozen, so the graph begins here. The model goes on with a copy, as it may change it in place.
+                begin = states.detach().requires_grad_(True)
+                states = copy = begin.clone()
+                begins.append(begin)
+            states.register_hook(partial(self._add, place))  # type: ignore[no-untyped-call] # torch's
+            return copy
+
+        with torch.enable_grad(), watching(self.model.anatomy, self.places, look):
+            value = metric(run.last_logits(self.model), cases)
+            torch.autograd.grad(value.sum(), begins, allow_unused=True)
+        self._is_first = False
+        return value.detach().cpu()
+
+    def scores(self, sites: Sequence[str], steps: int) -> Tensor:
+        """Differences times the gradients' mean over so many steps [row, site, block, position], on the CPU."""
+        blocks = range(self.model.n_blocks)
+        # Blocks may lie on different devices.
+        by_site = [torch.stack([self._products[site, layer].cpu() for layer in blocks], dim=1) for site in sites]
+        return torch.stack(by_site, dim=1) / steps
+
+    def _add(self, place: Place, slope: Tensor) -> None:
+        self._products[place] += (self._differences[place].float() * self._scored(slope).float()).sum(-1)
+
+    def _scored(self, states: Tensor) -> Tensor:
+        return states[:, -self.n_positions :]
+
+
+@contextmanager
+def _interpolated(model: LanguageModel, start: Run, end: Run, way: float) -> Iterator[None]:
+    """Inside, whatever the model reads is embedded as the point between two runs that is `way` (0 to 1) of the way to the end."""
     embedding = model.model.get_input_embeddings()
-    total = dict(start.slopes)
-    for step in range(1, steps):
-        with torch.no_grad():
-            begin, end = embedding(corrupted.input_ids), embedding(clean.input_ids)
-        slopes = _gradients(model, corrupted, cases, begin + step / steps * (end - begin)).slopes
-        total = {place: slope + slopes[place] for place, slope in total.items()}
-    return {place: slope / steps for place, slope in total.items()}
+    with torch.no_grad():
+        first, last = embedding(start.ids), embedding(end.ids)
+        between = first + way * (last - first)
+    with replace_output(embedding, lambda _states: between):
+        yield
 
 
-def _last_logits(model: LanguageModel, batch: PaddedBatch) -> Tensor:
-    return model.model(**batch.inputs(), use_cache=False, logits_to_keep=1).logits[:, -1]
-
-
-def _gather(batches: Sequence[_BatchScores], cases: Sequence[Case], aligned: Sequence[Case]) -> Attribution:
-    order = [case.id for batch in _batches(cases) for case in batch]
-    rows = torch.tensor([order.index(case.id) for case in cases])
-    with_positions = [b.residual for b in batches if b.residual is not None]
-    longest = max(residual.shape[2] for residual in with_positions)
-    residual = torch.cat([torch.nn.functional.pad(r, (longest - r.shape[2], 0), value=torch.nan) for r in with_positions])
+def _gather(scores: dict[str, _Scores], cases: Sequence[Case], aligned: Sequence[Case]) -> Attribution:
+    found, of_aligned = [scores[case.id] for case in cases], [scores[case.id] for case in aligned]
+    longest = max(len(case.clean) for case in aligned)
+    residual = torch.full((len(aligned), len(of_aligned[0].residual), longest), torch.nan)
+    for row, case, own in zip(residual, aligned, of_aligned, strict=True):
+        n_scored = min(own.residual.shape[1], len(case.clean))
+        row[:, longest - len(case.clean) :] = 0  # where both runs are one
+        row[:, longest - n_scored :] = own.residual[:, -n_scored:]
     return Attribution(
         pair_ids=tuple(case.id for case in cases),
         aligned_ids=tuple(case.id for case in aligned),
-        metric_clean=torch.cat([b.metric_clean for b in batches])[rows],
-        metric_corrupted=torch.cat([b.metric_corrupted for b in batches])[rows],
-        last={site: torch.cat([b.last[site] for b in batches])[rows] for site in SITES},
-        everywhere={site: torch.cat([b.everywhere[site] for b in batches if b.everywhere]) for site in ADDING_SITES},
+        metric_clean=torch.stack([own.metric_clean for own in found]),
+        metric_corrupted=torch.stack([own.metric_corrupted for own in found]),
+        last={site: torch.stack([own.last[site] for own in found]) for site in SITES},
+        everywhere={site: torch.stack([own.everywhere[site] for own in of_aligned]) for site in ADDING_SITES},
         residual_by_position=residual,
     )

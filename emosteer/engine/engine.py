@@ -1,37 +1,39 @@
-"""Replies to many requests at once: any mixture of prompts, layers, coefficients, vectors and scopes in a batch.
+"""Replies to many requests at once: any mixture of prompts, layers, coefficients, vectors, scopes and samples in a batch.
 
-Each prompt is prefilled once, all but its last token, and its keys and values are shared by every row that replies to it
-unsteered up to there (scope `generated`, and the baseline). The last prompt token is every row's first decoding step.
+Each prompt is read once, all but its last token, and shared by every row that replies to it unsteered up to there (scope
+`generated`, and the baseline). The last prompt token is every row's first decoding step. Rows that end are replaced.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import psutil
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from emosteer.engine.cache import Prefix, RowsLayer, is_cacheable, join_rows, prefill_cache, split_rows
+from emosteer.engine.account import Account
+from emosteer.engine.body import Body
+from emosteer.engine.memory import fitting_rows, most_rows
+from emosteer.engine.paths import REREAD, SHARED, STOCK, Chooser
+from emosteer.engine.prefixes import Prefix, Prefixes
 from emosteer.engine.request import Reply, Request
-from emosteer.engine.sampling import choose_tokens
+from emosteer.engine.rows import Extent, Rows, prefix_key
+from emosteer.engine.sampling import checked, choose_tokens
+from emosteer.engine.shared import SharedRows
+from emosteer.engine.stock import RereadRows, StockRows
+from emosteer.engine.ties import are_settled, settled
 from emosteer.model.language_model import LanguageModel
-from emosteer.model.padding import pad_left, positions
-from emosteer.steering import Steering, SteeringPlan
+from emosteer.model.memory import give_back, is_out_of_memory
 
 log = logging.getLogger(__name__)
 
-MOST_ROWS = {"cpu": 128, "cuda": 256, "mps": 64}
-"""Rows beyond which a batch gains nothing (measured on the CPU: saturated between 112 and 224)."""
-PREFILL_TOKENS = 4096
-"""Tokens that are prefilled together."""
-COMPACT_AT = 0.125
-"""Share of ended rows at which a batch drops them."""
-
-PrefixKey = tuple[tuple[int, ...], Steering | None]
+REPLACED_AT = 1 / 16
+"""Share of ended rows at which a batch takes new ones in their place."""
+DROPPED_AT = 1 / 8
+"""Share of ended rows at which a batch drops them, where there are no new ones."""
 
 
 class Engine:
@@ -39,17 +41,39 @@ class Engine:
 
     Args:
         model: the language model.
-        batch_rows: rows decoded together; None chooses by device and free memory. Changes no reply.
-        use_cache: keep keys and values; None does where the model's memory is keys and values alone. Changes no reply.
+        batch_rows: rows decoded together; None chooses by device and free memory. Changes no reply in float32.
+        path: `shared`, `stock` or `reread`, from fast to slow (see `docs/engine.md`); None takes the first that the model bears.
+
+    Raises:
+        EmosteerError: a path that there is not, or that the model does not bear.
     """
 
-    def __init__(self, model: LanguageModel, batch_rows: int | None = None, use_cache: bool | None = None) -> None:
+    def __init__(self, model: LanguageModel, batch_rows: int | None = None, path: str | None = None) -> None:
         self.model = model
-        self.use_cache = is_cacheable(model.model.config) if use_cache is None else use_cache
         self.batch_rows = batch_rows
-        self._prefixes: dict[PrefixKey, Prefix] = {}
-        if not self.use_cache:
-            log.warning("%s keeps more than keys and values: every step reads the whole text again", model.name)
+        self.account = Account()
+        self.body = Body(model)
+        self.chooser = Chooser(model, self.body, path)
+        self._prefixes: Prefixes | None = None
+        self._choose(0)
+
+    @property
+    def path(self) -> str:
+        """The way through the model."""
+        return self.chooser.path
+
+    def _choose(self, longest: int) -> None:
+        """Settle the path for rows of up to `longest` tokens: it may be another once rows are longer than a window."""
+        self.chooser.choose(longest)
+        self.account.path, self.account.reason = self.chooser.path, self.chooser.reason
+
+    @property
+    def prefixes(self) -> Prefixes:
+        """The prompts that were read so far."""
+        branches = self.chooser.branches
+        if self._prefixes is None or self._prefixes.branches != branches:
+            self._prefixes = Prefixes(self.model, self.body, self.account, branches)
+        return self._prefixes
 
     def generate(self, requests: Sequence[Request], on_tokens: Callable[[int], None] = lambda n: None) -> Iterator[tuple[int, Reply]]:
         """Yield (index of request, reply) as replies end.
@@ -58,123 +82,50 @@ class Engine:
             requests: each with a prompt of at least one token.
             on_tokens: told the number of tokens generated in each step, for a progress bar.
         """
-        waiting = list(range(len(requests)))
-        rows = self.batch_rows or self._fitting_rows(requests)
+        if not requests:
+            return
+        self._choose(max(len(request.prompt) + request.decoding.max_new_tokens for request in requests))
+        waiting = deque(range(len(requests)))
+        extent = Extent.of(requests)
+        most = self.batch_rows or fitting_rows(self.model, self._positions(requests, extent), self.body.logit_rows)
         while waiting:
-            taken = waiting[:rows]
-            done: set[int] = set()
+            rows = min(most, len(waiting))
+            if rows != self.account.batch_rows:
+                log.info("batches of %d rows, %s", rows, self.account.path)
+                self.account.batch_rows = rows
+            batch = _Batch(self, requests, waiting, extent, rows)
             try:
-                for position, reply in self._run_batch([requests[i] for i in taken], on_tokens):
-                    done.add(taken[position])
-                    yield taken[position], reply
+                yield from batch.run(on_tokens)
             except RuntimeError as error:
-                if not _is_out_of_memory(error) or rows == 1:
+                if not is_out_of_memory(error) or rows == 1:
                     raise
-                rows = self._halve(rows)
-            waiting = [i for i in waiting if i not in done]
+                most = self._halve(rows)
+                waiting.extendleft(reversed(batch.unfinished()))
+
+    def _positions(self, requests: Sequence[Request], extent: Extent) -> int:
+        """Positions that a row costs: its own, and its share in those of the prompts."""
+        if self.path == SHARED:
+            # Of a full batch, where all prompts are of the longest's length.
+            sharing = min(len(requests), most_rows(self.model.device))
+            return extent.positions + extent.prefix * len({request.prompt for request in requests}) // sharing
+        return extent.prefix + extent.reply
 
     def _halve(self, rows: int) -> int:
         log.warning("out of memory with %d rows in a batch: going on with %d", rows, rows // 2)
         self.batch_rows = rows // 2
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self.prefixes.forget()
+        give_back()
         return rows // 2
 
-    def _fitting_rows(self, requests: Sequence[Request]) -> int:
-        """Rows whose keys and values, counted generously, fill a quarter of the memory that is free."""
-        if not requests:
-            return 1
-        most = MOST_ROWS.get(self.model.device.type, 64)
-        longest = max(len(r.prompt) + r.decoding.max_new_tokens for r in requests)
-        config = self.model.model.config.get_text_config()
-        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        head_width = getattr(config, "head_dim", None) or self.model.width // config.num_attention_heads
-        per_position = 2 * self.model.n_blocks * kv_heads * head_width * self.model.dtype.itemsize
-        logits = 3 * 4 * config.vocab_size
-        fitting = int(self._free_memory() / 4 / (per_position * longest + logits))
-        rows = max(1, min(most, fitting))
-        log.debug("batches of %d rows", rows)
-        return rows
-
-    def _free_memory(self) -> int:
-        if self.model.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self.model.device)[0])
-        return int(psutil.virtual_memory().available)
-
-    def _run_batch(self, requests: Sequence[Request], on_tokens: Callable[[int], None]) -> Iterator[tuple[int, Reply]]:
-        batch = self._start(requests)
-        rows = [_Row(index, request) for index, request in enumerate(requests)]
-        step = 0
-        while rows:
-            logits = batch.logits()
-            chosen = choose_tokens(logits, [row.request for row in rows], step, self.model.stop_tokens)
-            tokens = chosen.tolist()
-            step += 1
-            fresh = 0
-            for row, token in zip(rows, tokens, strict=True):
-                fresh += not row.ended
-                reply = row.take(token, self.model.stop_tokens)
-                if reply is not None:
-                    yield row.index, reply
-            on_tokens(fresh)
-            batch.append(chosen)
-            alive = [i for i, row in enumerate(rows) if not row.ended]
-            if len(rows) - len(alive) >= COMPACT_AT * len(rows) or not alive:
-                rows = [rows[i] for i in alive]
-                if rows:
-                    batch.keep(alive)
-
-    def _start(self, requests: Sequence[Request]) -> CachedRows | RereadRows:
-        if not self.use_cache:
-            return RereadRows(self.model, requests)
-        return CachedRows(self.model, requests, self._prefixes_of([_prefix_key(request) for request in requests]))
-
-    def prefixes(self, prompts: Sequence[tuple[int, ...]]) -> list[Prefix]:
-        """Keys and values of prompts without their last token, unsteered; computed once for each prompt."""
-        return self._prefixes_of([(prompt[:-1], None) for prompt in prompts])
-
-    def _prefixes_of(self, keys: Sequence[PrefixKey]) -> list[Prefix]:
-        missing = [key for key in dict.fromkeys(keys) if key not in self._prefixes]
-        fresh: dict[PrefixKey, Prefix] = {}
-        for chunk in _chunks_by_tokens(missing):
-            fresh.update(zip(chunk, self._prefill(chunk), strict=True))
-        # A prefix that was steered serves one row; the others serve every later batch.
-        self._prefixes.update({key: prefix for key, prefix in fresh.items() if key[1] is None})
-        return [self._prefixes[key] if key in self._prefixes else fresh[key] for key in keys]
-
-    @torch.no_grad()
-    def _prefill(self, keys: Sequence[PrefixKey]) -> list[Prefix]:
-        tokens = [list(key[0]) for key in keys]
-        config = self.model.model.config
-        # Prompts of one token have an empty prefix: a pad stands in, and split_rows leaves nothing of it.
-        batch = pad_left([row or [self.model.pad_token_id] for row in tokens], self.model.pad_token_id, self.model.device)
-        plan = SteeringPlan([key[1] for key in keys], self.model.device, self.model.dtype)
-        cache = prefill_cache(config)
-        with plan.applied(self.model.anatomy, batch.attention_mask):
-            self.model.model(**batch.inputs(), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return split_rows(cache, [len(row) for row in tokens])
-
-
-def _prefix_key(request: Request) -> PrefixKey:
-    steering = request.steering
-    return request.prompt[:-1], steering if steering is not None and steering.touches_prefix else None
-
-
-def _chunks_by_tokens(keys: Sequence[PrefixKey]) -> Iterator[list[PrefixKey]]:
-    chunk: list[PrefixKey] = []
-    longest = 0
-    for key in sorted(keys, key=lambda key: len(key[0])):
-        longest = max(longest, len(key[0]))
-        if chunk and longest * (len(chunk) + 1) > PREFILL_TOKENS:
-            yield chunk
-            chunk, longest = [], len(key[0])
-        chunk.append(key)
-    if chunk:
-        yield chunk
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
+    def rows(self, n_rows: int, extent: Extent, like: Prefix | None) -> Rows:
+        """An empty batch."""
+        if self.path == SHARED:
+            assert like is not None
+            return SharedRows(self.model, self.body, n_rows, extent, like, self.chooser.expands, self.chooser.recorder)
+        if self.path == STOCK:
+            return StockRows(self.model, self.body, n_rows, extent)
+        assert self.path == REREAD
+        return RereadRows(self.model, n_rows)
 
 
 @dataclass
@@ -198,97 +149,88 @@ class _Row:
         return Reply(tuple(self.tokens), finished=False) if self.ended else None
 
 
-class CachedRows:
-    """A batch that decodes one token a step, over prefixes that were computed before."""
+class _Batch:
+    """Rows that run together, taken from those that wait."""
 
-    def __init__(self, model: LanguageModel, requests: Sequence[Request], prefixes: Sequence[Prefix]) -> None:
-        self.model = model
-        self.steerings = [request.steering for request in requests]
-        room = max(request.decoding.max_new_tokens for request in requests)
-        self.cache: DynamicCache = join_rows(model.model.config, prefixes, room)
-        longest = max(prefix.length for prefix in prefixes)
-        self.mask = torch.tensor([[0] * (longest - p.length) + [1] * (p.length + 1) for p in prefixes], device=model.device)
-        self.next = torch.tensor([[request.prompt[-1]] for request in requests], device=model.device)
-        self.in_prompt = True
-        self._plan = self._make_plan()
+    def __init__(self, engine: Engine, requests: Sequence[Request], waiting: deque[int], extent: Extent, n_rows: int) -> None:
+        self.engine, self.requests, self.waiting, self.extent = engine, requests, waiting, extent
+        self.model, self.account = engine.model, engine.account
+        self.rows = self._next(n_rows)
+        self.batch: Rows | None = None
+        self._settles = are_settled(engine.model)
 
-    def _make_plan(self) -> SteeringPlan:
-        steered = [s if s is not None and (self.in_prompt or s.touches_reply) else None for s in self.steerings]
-        return SteeringPlan(steered, self.model.device, self.model.dtype)
+    def unfinished(self) -> list[int]:
+        """Requests that were begun and have no reply."""
+        return [row.index for row in self.rows if not row.ended]
 
-    @torch.no_grad()
-    def logits(self) -> Tensor:
-        """Logits [row, vocabulary] after the rows' newest tokens."""
-        position_ids = self.mask.sum(1, keepdim=True) - 1
-        with self._plan.applied(self.model.anatomy):
-            output = self.model.model(
-                input_ids=self.next,
-                attention_mask=self.mask,
-                position_ids=position_ids,
-                past_key_values=self.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-        return output.logits[:, -1]
+    def run(self, on_tokens: Callable[[int], None]) -> Iterator[tuple[int, Reply]]:
+        """Decode until nothing is left, here and among those that wait."""
+        self._put(list(range(len(self.rows))), self.rows)
+        while self.rows:
+            assert self.batch is not None
+            with self.account.timing("decode"):
+                tokens = self._step(self.batch)
+                chosen = checked(tokens.tolist())
+                self.batch.append(tokens)
+            fresh, replies = 0, []
+            for row, token in zip(self.rows, chosen, strict=True):
+                fresh += not row.ended
+                reply = row.take(token, self.model.stop_tokens)
+                if reply is not None:
+                    replies.append((row.index, reply))
+            self.account.tokens += fresh
+            on_tokens(fresh)
+            yield from replies
+            self._refill()
 
-    def append(self, tokens: Tensor) -> None:
-        """Give each row its next token [row]."""
-        self.next = tokens[:, None]
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
-        if self.in_prompt:
-            self.in_prompt = False
-            self._plan = self._make_plan()
+    def _step(self, batch: Rows) -> Tensor:
+        """The rows' next tokens [row]."""
+        chosen = []
+        requests, steps = [row.request for row in self.rows], [len(row.tokens) for row in self.rows]
+        for rows, logits in batch.step():
+            own = choose_tokens(logits, requests[rows], steps[rows], self.model.stop_tokens)
+            chosen.append(own.tokens)
+            if self._settles:
+                self._settle(own.tokens, self.rows[rows], own.is_near)
+        self.account.steps += 1
+        self.account.row_steps += len(self.rows)
+        return torch.cat(chosen)
 
-    def keep(self, rows: list[int]) -> None:
-        """Drop all rows but these."""
-        index = torch.tensor(rows, device=self.model.device)
-        for layer in self.cache.layers:
-            assert isinstance(layer, RowsLayer)
-            layer.keep(index)
-        self.mask, self.next = self.mask[index], self.next[index]
-        self.steerings = [self.steerings[row] for row in rows]
-        self._plan = self._make_plan()
+    def _settle(self, tokens: Tensor, rows: Sequence[_Row], is_near: Tensor) -> None:
+        """Decide near ties, in place."""
+        for number in torch.nonzero(is_near)[:, 0].tolist():
+            if not rows[number].ended:
+                tokens[number] = settled(self.model, rows[number].request, rows[number].tokens)
+                self.account.ties += 1
 
+    def _refill(self) -> None:
+        """Put new rows in the place of ended ones, or drop those, once that is worth the while."""
+        ended = [number for number, row in enumerate(self.rows) if row.ended]
+        if not ended or len(ended) < len(self.rows) * (REPLACED_AT if self.waiting else DROPPED_AT):
+            return
+        fresh = self._next(len(ended))
+        places, rest = ended[: len(fresh)], set(ended[len(fresh) :])
+        for number, row in zip(places, fresh, strict=True):
+            self.rows[number] = row
+        if rest and len(rest) < len(self.rows):
+            kept = [number for number in range(len(self.rows)) if number not in rest]
+            moved = {number: at for at, number in enumerate(kept)}
+            assert self.batch is not None
+            with self.account.timing("decode"):
+                self.batch.keep(kept)
+            places = [moved[number] for number in places]
+        self.rows = [row for number, row in enumerate(self.rows) if number not in rest]
+        if fresh:
+            self._put(places, fresh)
 
-class RereadRows:
-    """A batch that reads every row's whole text at every step: slow, and right for any decoder."""
+    def _next(self, n: int) -> list[_Row]:
+        return [_Row(index, self.requests[index]) for index in (self.waiting.popleft() for _ in range(min(n, len(self.waiting))))]
 
-    def __init__(self, model: LanguageModel, requests: Sequence[Request]) -> None:
-        self.model = model
-        self.steerings = [request.steering for request in requests]
-        self.prompt_lengths = [len(request.prompt) for request in requests]
-        batch = pad_left([request.prompt for request in requests], model.pad_token_id, model.device)
-        self.ids, self.mask = batch.input_ids, batch.attention_mask
-
-    @torch.no_grad()
-    def logits(self) -> Tensor:
-        """Logits [row, vocabulary] after the rows' newest tokens."""
-        plan = SteeringPlan(self.steerings, self.model.device, self.model.dtype)
-        with plan.applied(self.model.anatomy, self._steered()):
-            output = self.model.model(
-                input_ids=self.ids,
-                attention_mask=self.mask,
-                position_ids=positions(self.mask),
-                use_cache=False,
-                logits_to_keep=1,
-            )
-        return output.logits[:, -1]
-
-    def _steered(self) -> Tensor:
-        width = self.ids.shape[1]
-        rows = []
-        for steering, n_prompt, n_tokens in zip(self.steerings, self.prompt_lengths, self.mask.sum(1).tolist(), strict=True):
-            own = steering.mask(n_prompt, n_tokens) if steering else [0] * n_tokens
-            rows.append([0] * (width - n_tokens) + own)
-        return torch.tensor(rows, device=self.model.device)
-
-    def append(self, tokens: Tensor) -> None:
-        """Give each row its next token [row]."""
-        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
-        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], dim=1)
-
-    def keep(self, rows: list[int]) -> None:
-        """Drop all rows but these."""
-        self.ids, self.mask = self.ids[rows], self.mask[rows]
-        self.steerings = [self.steerings[row] for row in rows]
-        self.prompt_lengths = [self.prompt_lengths[row] for row in rows]
+    def _put(self, places: list[int], rows: Sequence[_Row]) -> None:
+        requests = [row.request for row in rows]
+        reads = self.engine.path != REREAD
+        prefixes = self.engine.prefixes.of([prefix_key(request) for request in requests]) if reads else []
+        with self.account.timing("decode"):
+            if self.batch is None:
+                self.batch = self.engine.rows(len(rows), self.extent, prefixes[0] if prefixes else None)
+            self.batch.put(places, requests, prefixes)

@@ -41,6 +41,10 @@ class Anatomy:
             )
         return found
 
+    def has(self, site: str) -> bool:
+        """Whether every block has a module whose output is `site`."""
+        return site == "residual" or all({"attention": self.attention, "mlp": self.mlp}[site])
+
     @property
     def n_blocks(self) -> int:
         return len(self.blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,45 +13,86 @@ from emosteer.model.anatomy import Anatomy, hidden
 Site = str
 Place = tuple[Site, int]
 """A site (residual, attention or mlp) at a block."""
+Look = Callable[[Place, Tensor], Tensor | None]
+"""Sees a place's output [row, position, width]; what it returns, if anything, goes on in that one's stead."""
+
+
+class _Enough(BaseException):
+    """Ends a forward of which nothing more is wanted. No Exception: nothing on the way may take it for a failure and mend it."""
+
+
+@contextmanager
+def watching(anatomy: Anatomy, places: Iterable[Place], look: Look, stops: bool = False) -> Iterator[None]:
+    """Show `look` the outputs of places, as the model runs inside.
+
+    Args:
+        anatomy: the model's.
+        places: each is shown as often as its module runs.
+        look: sees an output before anything else reads it (Falcon's block adds the attention to its MLP's output in place).
+        stops: the forward ends when every place was seen: neither later blocks nor the output matrix run, and what it would
+            have returned is not there.
+    """
+    wanted = tuple(places)
+    unseen, enough = set(wanted), _Enough()
+
+    def hook_of(place: Place) -> Callable[[nn.Module, Any, Any], Any]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+            changed = look(place, hidden(output))
+            unseen.discard(place)
+            if stops and not unseen:
+                raise enough
+            return output if changed is None else _with_hidden(output, changed)
+
+        return hook
+
+    handles = [anatomy.module(*place).register_forward_hook(hook_of(place)) for place in wanted]
+    try:
+        yield
+    except _Enough as raised:
+        if raised is not enough:
+            raise
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
 def capture(anatomy: Anatomy, sites: tuple[Site, ...] = ("residual",)) -> Iterator[dict[Place, Tensor]]:
     """Collect the outputs [row, position, width] of the given sites at every block, as the model runs inside."""
     seen: dict[Place, Tensor] = {}
-    handles = [
-        anatomy.module(site, layer).register_forward_hook(_note(seen, (site, layer)))
-        for site in sites
-        for layer in range(anatomy.n_blocks)
-    ]
-    try:
+
+    def keep(place: Place, states: Tensor) -> Tensor:
+        seen[place] = states
+        return states.clone()  # the model goes on with a copy, which it may change in place
+
+    with watching(anatomy, every_place(anatomy, sites), keep):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
-def _note(seen: dict[Place, Tensor], place: Place) -> Callable[[nn.Module, Any, Any], Any]:
-    def note(_module: nn.Module, _args: Any, output: Any) -> Any:
-        seen[place] = hidden(output)
-        # The model goes on with a copy: Falcon's block adds the attention to its MLP's output in place.
-        copy = seen[place].clone()
-        return (copy, *output[1:]) if isinstance(output, tuple | list) else copy
-
-    return note
+def every_place(anatomy: Anatomy, sites: Iterable[Site]) -> list[Place]:
+    """The given sites at every block."""
+    return [(site, layer) for site in sites for layer in range(anatomy.n_blocks)]
 
 
 @contextmanager
 def replace_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Put `change(output)` in place of a module's hidden states [row, position, width], as the model runs inside."""
-
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if isinstance(output, tuple | list):
-            return (change(output[0]), *output[1:])
-        return change(output)
-
-    handle = module.register_forward_hook(hook)
+    handle = module.register_forward_hook(lambda _module, _args, output: _with_hidden(output, change(hidden(output))))
     try:
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def enters_whole(module: nn.Module) -> Iterator[None]:
+    """Give a module its first input laid out without gaps, as the model runs inside."""
+    handle = module.register_forward_pre_hook(lambda _module, args: (args[0].contiguous(), *args[1:]) if args else None)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _with_hidden(output: Any, states: Tensor) -> Any:
+    return (states, *output[1:]) if isinstance(output, tuple | list) else states

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,10 +39,15 @@ class Dialogue:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.has_template = bool(tokenizer.chat_template)
+        self._prompts: dict[Hashable, tuple[int, ...]] = {}
+        """Those that were asked for: every cell of a sweep asks for the same, and a template takes a millisecond."""
 
     def prompt(self, messages: Sequence[Message], reply_prefix: str = "") -> tuple[int, ...]:
         """The tokens after which the model's reply begins; `reply_prefix` is a beginning put into its mouth."""
-        return self._tokens(self._render(messages, opens_reply=True) + reply_prefix)
+        key = (reply_prefix, tuple(tuple(message.items()) for message in messages))
+        if key not in self._prompts:
+            self._prompts[key] = self._tokens(self._render(messages, opens_reply=True) + reply_prefix)
+        return self._prompts[key]
 
     def reading(self, text: str) -> Reading:
         """The text as the assistant's reply to a neutral opening, with the span of its own tokens."""

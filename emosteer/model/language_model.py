@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+ALL_GPUS = "all"
+"""A device's name for all GPUs that this process has, for a model that needs them; without GPUs the CPU."""
+
 
 @dataclass(frozen=True)
 class LanguageModel:
@@ -77,7 +80,7 @@ def load(config: ModelConfig, source: ModelSource | None = None) -> LanguageMode
     device = choose_device(config.device)
     model, tokenizer = _from_gguf(config, source) if source.gguf_file else _from_pretrained(config, source)
     try:
-        model = model.to(device).eval()
+        model = (model if config.device == ALL_GPUS else model.to(device)).eval()
     except RuntimeError as error:
         raise EmosteerError(f"model.device={config.device}: {error}") from None
     model.requires_grad_(False)
@@ -95,15 +98,18 @@ def wrap(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
 
 
 def choose_device(request: str) -> torch.device:
-    """The device that `request` names; `auto` is CUDA, then MPS, then CPU. Raises EmosteerError where it is absent."""
-    if request == "auto":
+    """The device that `request` names; `auto` is CUDA, then MPS, then CPU. Raises EmosteerError where it is absent.
+
+    Of a model that is spread over `all` GPUs it is the one that tokens are given to.
+    """
+    if request in ("auto", ALL_GPUS):
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(request)
     except RuntimeError:
-        raise EmosteerError(f"model.device={request}: give auto, cpu, cuda, cuda:<n> or mps") from None
+        raise EmosteerError(f"model.device={request}: give auto, all, cpu, cuda, cuda:<n> or mps") from None
     try:
         # Only an allocation tells whether the device, and that one of several, is there.
         torch.empty(1, device=device)
@@ -131,6 +137,8 @@ def _load_quietly(config: ModelConfig, location: str, options: dict[str, Any]) -
 
     transformers_logging.disable_progress_bar()
     weights = dict(options, dtype=getattr(torch, config.dtype))
+    if config.device == ALL_GPUS:
+        weights["device_map"] = "auto"
     if config.attn_implementation:
         weights["attn_implementation"] = config.attn_implementation
     try:

@@ -40,6 +40,14 @@ def pad_left(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.dev
     return PaddedBatch(ids, mask, positions(mask))
 
 
+def pad_right(rows: Sequence[Sequence[int]], pad_token_id: int, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Token ids and mask [row, position] of rows whose beginnings are aligned: no token of theirs looks at the padding."""
+    width = max(map(len, rows))
+    ids = torch.tensor([list(row) + [pad_token_id] * (width - len(row)) for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=device)
+    return ids, mask
+
+
 def positions(attention_mask: Tensor) -> Tensor:
     """Position ids [row, position] of a mask: 0 at the first real token (and on padding, where nothing looks)."""
     return (attention_mask.cumsum(1) - 1).clamp(min=0)

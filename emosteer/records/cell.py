@@ -35,6 +35,11 @@ class ModelSpec:
     fingerprint: str
     n_blocks: int
 
+    @cached_property
+    def key(self) -> str:
+        """Tells models apart that have to be loaded apart."""
+        return repr(self)
+
     def identity(self) -> dict[str, Any]:
         """What of the model enters ids."""
         knobs = {key: getattr(self.config, key) for key in MODEL_KNOBS}

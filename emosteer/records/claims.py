@@ -19,7 +19,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +28,8 @@ from typing import Any
 
 import psutil
 
+from emosteer.records import whereabouts
+from emosteer.records.beating import beating
 from emosteer.records.publish import names_in, naming
 
 ENDED = ("Z", "X")
@@ -63,6 +65,8 @@ class Claims:
         self._lock = threading.Lock()
         self._seen: dict[str, tuple[Any, float]] = {}
         """Of each lease of others: its last state, and when it was first seen so, by this process's monotonic clock."""
+        self.buried: dict[str, Owner] = {}
+        """By cell, who held the dead lease that `take` has taken away, whoever got the cell then. The caller takes them out."""
         directory.mkdir(parents=True, exist_ok=True)
 
     def take(self, cell_id: str) -> Lease | None:
@@ -82,7 +86,8 @@ class Claims:
             if not self._is_dead(path, owner):
                 return None
             attempt = _attempt(owner) + 1
-            self._bury(path, owner)
+            if self._bury(path, owner):
+                self.buried[cell_id] = owner
         return None
 
     def release(self, lease: Lease) -> None:
@@ -92,6 +97,14 @@ class Claims:
         if _owner(lease.path).get("token") == lease.token:
             lease.path.unlink(missing_ok=True)
 
+    def tidy(self, cell_ids: Iterable[str]) -> None:
+        """Take away the dead leases on cells that nobody will claim again: who held them was killed when all but this was done."""
+        for cell_id in self.taken().intersection(cell_ids):
+            path = self.directory / cell_id
+            owner = _owner(path)
+            if self._is_dead(path, owner):
+                self._bury(path, owner)
+
     def release_all(self) -> None:
         """Give back everything that this process holds."""
         for lease in list(self._held.values()):
@@ -100,19 +113,8 @@ class Claims:
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
         """Touch this process's leases from a thread, as long as the work inside goes on."""
-        stop = threading.Event()
-
-        def beat() -> None:
-            while not stop.wait(self.lease_seconds / 5):
-                self._touch()
-
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        thread.start()
-        try:
+        with beating(self.lease_seconds / 5, self._touch, "heartbeat"):
             yield
-        finally:
-            stop.set()
-            thread.join()
 
     def _touch(self) -> None:
         with self._lock:
@@ -171,18 +173,20 @@ class Claims:
             finally:
                 probe.unlink()
 
-    def _bury(self, path: Path, owner: Owner) -> None:
-        """Take a dead lease away; of several processes that try, all go on to claim, and one gets it."""
+    def _bury(self, path: Path, owner: Owner) -> bool:
+        """Take a dead lease away; of several processes that try, one does, all go on to claim, and one gets it."""
         grave = self.directory / f".tmp-dead-{uuid.uuid4().hex}"
         try:
             path.rename(grave)
         except FileNotFoundError:
-            return
-        if _owner(grave).get("token") != owner.get("token"):
+            return False
+        is_it = _owner(grave).get("token") == owner.get("token")
+        if not is_it:
             # Another process was faster, and this is its fresh lease: back to its place, if that is still free.
             with contextlib.suppress(FileExistsError):
                 os.link(grave, path)
         grave.unlink()
+        return is_it
 
 
 def _owner(path: Path) -> Owner:
@@ -211,7 +215,8 @@ def _machine() -> dict[str, str]:
 def _here() -> Owner:
     """This process."""
     pid = os.getpid()
-    return {**_machine(), "pid": pid, "started": psutil.Process(pid).create_time(), "ticks": _ticks(pid)}
+    process = {"pid": pid, "started": psutil.Process(pid).create_time(), "ticks": _ticks(pid)}
+    return {**_machine(), **process, "node": whereabouts.node(), "job": whereabouts.job_id()}
 
 
 def _is_of_this_machine(owner: Owner) -> bool:

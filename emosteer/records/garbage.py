@@ -20,7 +20,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR
@@ -29,8 +29,8 @@ from typing import Any
 import psutil
 
 from emosteer.records.cell import ATTRIBUTION, Cell
-from emosteer.records.leases import Holder, holder, holders
-from emosteer.records.paths import CellPaths
+from emosteer.records.leases import Holder, Process, holder, holders
+from emosteer.records.paths import CellPaths, SweepPaths
 from emosteer.records.publish import TEMPORARY, read_json
 from emosteer.records.store import Store
 from emosteer.records.sweep import Sweep
@@ -43,6 +43,8 @@ GRAVE = f"{TEMPORARY}dead-"
 HOUR, DAY = 3600.0, 86400.0
 UNFINISHED_SECONDS = HOUR
 """No write takes as long: what another host left unfinished for longer, it will not finish."""
+BEAT_SECONDS = 15.0
+"""A process that is known to be gone may have written for so long after it was seen last."""
 CLAIM_SECONDS = DAY
 """A lease says neither whose sweep it is of nor when it expires: one that is silent for so long has, whatever the sweep's knob."""
 
@@ -122,33 +124,45 @@ class References:
         self.add(Cell.from_json(record["cell"]))
 
 
-def find(store: Store, references: References | None, older_than: float, unreferenced: bool = False) -> Findings:
-    """What may go of a store; nothing is changed.
+def find(
+    store: Store,
+    references: References | None,
+    older_than: float,
+    unreferenced: bool = False,
+    sweeps: Sequence[SweepPaths] = (),
+    gone: Mapping[Process, float] | None = None,
+) -> Findings:
+    """What may go of a store, and of what its sweeps' writers left unfinished; nothing is changed.
 
     Args:
         store: whose directory is looked through. Symbolic links in it are passed by.
         references: of every sweep that is known; None where they cannot be known: then no reference is judged.
         older_than: seconds; what is referred to by nobody and was changed since then stays.
         unreferenced: whether records and texts that no known sweep refers to may go too.
+        sweeps: in whose own directories unfinished writes are looked for.
+        gone: processes on other hosts that are known to have ended, and when they wrote last, in seconds since 1970: what they
+            left need not be old.
     """
-    findings = Findings([*_unfinished(store), *_put_aside(store), *_dead_claims(store)])
+    dead = _Dead(gone or {})
+    claims = [store.paths.claims, *(paths.slurm.locks for paths in sweeps)]
+    findings = Findings([*_unfinished(store, sweeps, dead), *_put_aside(store), *_dead_claims(claims, dead)])
     if references is not None:
-        _Unreferenced(store, references, older_than, findings).look(unreferenced)
+        _Unreferenced(store, references, older_than, findings, dead).look(unreferenced)
     return findings
 
 
-def delete(store: Store, garbage: Iterable[Garbage]) -> Deletion:
+def delete(store: Store, garbage: Iterable[Garbage], sweeps: Iterable[SweepPaths] = ()) -> Deletion:
     """Delete what `find` found, save what changed since.
 
     Records leave their place by a rename, so that a reader sees all of one or nothing, and a second call ends what this one
     may have to leave.
     """
-    root, deletion = store.paths.root.resolve(), Deletion()
+    roots, deletion = [store.paths.root.resolve(), *(paths.root.resolve() for paths in sweeps)], Deletion()
     for one in garbage:
         is_same = True
         for path, stamp in zip(one.paths, one.stamps, strict=True):
             try:
-                is_same &= _delete(path, stamp, root)
+                is_same &= _delete(path, stamp, roots)
             except OSError as error:
                 deletion.failed[path] = error.strerror or str(error)
         if not any(path in deletion.failed for path in one.paths):
@@ -156,9 +170,9 @@ def delete(store: Store, garbage: Iterable[Garbage]) -> Deletion:
     return deletion
 
 
-def _delete(path: Path, stamp: tuple[int, int], root: Path) -> bool:
+def _delete(path: Path, stamp: tuple[int, int], roots: Iterable[Path]) -> bool:
     """Whether the path was still what was looked at, and is gone."""
-    if not path.parent.resolve().is_relative_to(root) or _stamp(path) != stamp:
+    if not any(path.parent.resolve().is_relative_to(root) for root in roots) or _stamp(path) != stamp:
         return False
     try:
         if not path.is_dir():
@@ -176,10 +190,10 @@ def _delete(path: Path, stamp: tuple[int, int], root: Path) -> bool:
 class _Unreferenced:
     """The look for what nobody refers to, from records to what they are made of: what goes no longer counts as a reference."""
 
-    def __init__(self, store: Store, references: References, older_than: float, findings: Findings) -> None:
+    def __init__(self, store: Store, references: References, older_than: float, findings: Findings, dead: _Dead) -> None:
         self.store, self.references, self.findings = store, references, findings
         self.since = time.time() - older_than
-        self.held = {name for name, one in holders(store.paths.claims).items() if not _is_dead(one)}
+        self.held = {name for name, one in holders(store.paths.claims).items() if not dead.is_holder(one)}
 
     def look(self, with_records: bool) -> None:
         """Judge the store's records, where asked for, then what they are made of."""
@@ -224,26 +238,49 @@ class _Unreferenced:
             self.references.add_record(read_json(CellPaths(directory).record))
 
 
-def _unfinished(store: Store) -> Iterator[Garbage]:
+@dataclass(frozen=True)
+class _Dead:
+    """Which processes have ended: this host's that are no more, others where it is known, or where they are silent for long."""
+
+    gone: Mapping[Process, float]
+
+    def is_holder(self, one: Holder) -> bool:
+        """Whether who holds a lease has ended."""
+        # A silent process on this host may have been stopped for the night: while it lives, what it claims is its own.
+        if one.host == socket.gethostname():
+            return one.is_gone
+        return one.process in self.gone or one.silent_seconds > CLAIM_SECONDS
+
+    def is_writer(self, path: Path, newest: float) -> bool:
+        """Whether who wrote a temporary file has ended. A later process may have the number of one that is gone: the time tells."""
+        place, pid = _writer(path)
+        if pid is not None and place.endswith(f".{socket.gethostname()}"):
+            return not psutil.pid_exists(pid)
+        lasts = [last for process, last in self.gone.items() if process.pid == pid and place.endswith(f".{process.host}")]
+        return newest < max(lasts, default=0.0) + BEAT_SECONDS or time.time() - newest > UNFINISHED_SECONDS
+
+
+def _unfinished(store: Store, sweeps: Iterable[SweepPaths], dead: _Dead) -> Iterator[Garbage]:
     """Temporary files and directories whose writers are dead."""
     kinds = store.paths.kinds
     places = [place for name, place in kinds.items() if name != "claims"]
     scores = [CellPaths(directory).scores for name in ("cells", "baselines") for directory in _visible(kinds[name])]
-    for path in _beginning(TEMPORARY, *places, *scores):
+    for path in _beginning(TEMPORARY, *places, *scores, *(place for paths in sweeps for place in paths.written)):
         one, newest = _measured(UNFINISHED, [path], "its writer is dead")
-        is_here, is_alive = _writer(path)
-        if not is_alive if is_here else time.time() - newest > UNFINISHED_SECONDS:
+        if dead.is_writer(path, newest):
             yield one
-    for path in _beginning(TEMPORARY, kinds["claims"]):
+    for path in _beginning(TEMPORARY, kinds["claims"], *(paths.slurm.locks for paths in sweeps)):
         if _is_left(path):
             yield _measured(UNFINISHED, [path], "its writer is dead")[0]
 
 
-def _writer(path: Path) -> tuple[bool, bool]:
-    """Whether a temporary file is of this host, and whether the process that writes it is alive."""
+def _writer(path: Path) -> tuple[str, int | None]:
+    """Of a temporary file, `.tmp-<name>.<host>.<number>.<token>`: all that stands before the number of its writer, and that number.
+
+    Names and hosts may hold dots: what stands before ends with the host.
+    """
     place, _, pid = path.name.rpartition(".")[0].rpartition(".")
-    is_here = place.endswith(f".{socket.gethostname()}") and pid.isdecimal()
-    return is_here, is_here and psutil.pid_exists(int(pid))
+    return place, int(pid) if pid.isdecimal() else None
 
 
 def _is_left(path: Path) -> bool:
@@ -269,18 +306,18 @@ def _put_aside(store: Store) -> Iterator[Garbage]:
             yield _measured(kind, [path], whys[kind])[0]
 
 
-def _dead_claims(store: Store) -> Iterator[Garbage]:
+def _dead_claims(directories: Iterable[Path], dead: _Dead) -> Iterator[Garbage]:
     """Leases of processes that are dead, or silent for so long that no sweep waits for them."""
-    for path in _visible(store.paths.claims):
+    for path in (path for directory in directories for path in _visible(directory)):
         one = holder(path)
-        if one is not None and _is_dead(one):
-            why = f"process {one.pid} is gone" if one.is_gone else f"silent for {one.silent_seconds / DAY:.0f} days"
-            yield _measured(CLAIM, [path], why)[0]
+        if one is not None and dead.is_holder(one):
+            yield _measured(CLAIM, [path], _why_dead(one, dead))[0]
 
 
-def _is_dead(one: Holder) -> bool:
-    # A silent process on this host may have been stopped for the night: while it lives, what it claims is its own.
-    return one.is_gone if one.host == socket.gethostname() else one.silent_seconds > CLAIM_SECONDS
+def _why_dead(one: Holder, dead: _Dead) -> str:
+    if one.is_gone:
+        return f"process {one.pid} is gone"
+    return f"job {one.job} has ended" if one.process in dead.gone else f"silent for {one.silent_seconds / DAY:.0f} days"
 
 
 def _visible(directory: Path) -> list[Path]:

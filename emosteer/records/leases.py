@@ -9,9 +9,18 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from emosteer.records.claims import _is_alive, _is_of_this_machine, _owner
 from emosteer.records.publish import TEMPORARY
+
+
+class Process(NamedTuple):
+    """Who held something: a job's process is told apart from a later one of the same number."""
+
+    host: str
+    pid: int
+    job: str | None
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,14 @@ class Holder:
     """It ran on this host, and does so no more. Of other hosts only the silence tells."""
     silent_seconds: float
     """Since it last touched the lease, by this host's clock."""
+    node: str = ""
+    """As SLURM names it; else the host."""
+    job: str | None = None
+    """Its SLURM job."""
+
+    @property
+    def process(self) -> Process:
+        return Process(self.host, self.pid, self.job)
 
     def is_live(self, lease_seconds: float) -> bool:
         """Whether others leave its cell alone."""
@@ -51,4 +68,12 @@ def holder(lease: Path) -> Holder | None:
         return None
     host, pid = str(owner.get("host", "")), owner.get("pid", 0)
     is_gone = _is_of_this_machine(owner) and not _is_alive(owner)
-    return Holder(host, pid if isinstance(pid, int) else 0, is_gone, time.time() - touched)
+    job = owner.get("job")
+    return Holder(
+        host,
+        pid if isinstance(pid, int) else 0,
+        is_gone,
+        time.time() - touched,
+        node=str(owner.get("node") or host),
+        job=None if job is None else str(job),
+    )

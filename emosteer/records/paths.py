@@ -150,3 +150,65 @@ class SweepPaths:
 
     def failure(self, cell_id: str) -> Path:
         return self.failures / f"{cell_id}.json"
+
+    @property
+    def losses(self) -> Path:
+        return self.root / "losses"
+
+    def loss(self, cell_id: str, token: str) -> Path:
+        return self.losses / f"{cell_id}.{token}.json"
+
+    @property
+    def slurm(self) -> SlurmPaths:
+        return SlurmPaths(self.root / "slurm")
+
+    @property
+    def written(self) -> list[Path]:
+        """Every directory in which files are published; the locks, which are made otherwise, have rules of their own."""
+        slurm = self.slurm
+        parts = (slurm.submissions, slurm.workers, slurm.script("any").parent, slurm.code("any").parent)
+        return [self.root, self.commands, self.failures, self.losses, self.figures, *parts]
+
+
+@dataclass(frozen=True)
+class SlurmPaths:
+    """What a sweep keeps of its SLURM jobs."""
+
+    root: Path
+
+    @property
+    def submissions(self) -> Path:
+        return self.root / "submissions"
+
+    def submission(self, token: str) -> Path:
+        return self.submissions / f"{token}.json"
+
+    def script(self, name: str) -> Path:
+        return self.root / "scripts" / f"{name}.sh"
+
+    @property
+    def workers(self) -> Path:
+        return self.root / "workers"
+
+    def worker(self, job: str, restarts: int) -> Path:
+        return self.workers / f"{job}.{restarts}.json"
+
+    @property
+    def locks(self) -> Path:
+        return self.root / "locks"
+
+    def code(self, digest: str) -> Path:
+        return self.root / "code" / digest
+
+    def diff(self, token: str) -> Path:
+        return self.submissions / f"{token}.diff"
+
+    @property
+    def search(self) -> Path:
+        """There while a search goes on, whose sweeper will bring more cells."""
+        return self.root / "search"
+
+    @property
+    def output(self) -> Path:
+        """What the batch scripts and the workers print: `<job>_<task>_0_log.out` and `.err`."""
+        return self.root / "output"

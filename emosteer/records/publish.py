@@ -13,7 +13,8 @@ import os
 import shutil
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,28 +33,45 @@ NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 """What file systems say that cannot flush a directory."""
 STALE_TRIES = 3
+FLUSHES = 8
+"""Files that are flushed at once."""
 
 
 def publish_file(path: Path, content: str | bytes) -> None:
     """Put a file in its place at once, replacing what was there; raises Unwritable where the disk does not take it."""
-    data = content.encode() if isinstance(content, str) else content
-    with naming(path):
-        temporary = _temporary(path)
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            _move(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_directory(path.parent)
+    publish_files({path: content})
+
+
+def publish_files(contents: Mapping[Path, str | bytes]) -> None:
+    """Put files in their places, each at once, replacing what was there; they are flushed together, which takes the time of one.
+
+    Raises Unwritable where the disk does not take one of them; then some of the others may be there.
+    """
+    drafts: dict[Path, Path] = {}
+    try:
+        for path, content in contents.items():
+            with naming(path):
+                drafts[path] = _temporary(path)
+                drafts[path].write_bytes(content.encode() if isinstance(content, str) else content)
+        _sync({draft: path for path, draft in drafts.items()})
+        for path, draft in drafts.items():
+            with naming(path):
+                _move(draft, path)
+    except BaseException:
+        for draft in drafts.values():
+            draft.unlink(missing_ok=True)
+        raise
+    _sync({path.parent: path for path in contents})
 
 
 def publish_json(path: Path, data: Any) -> None:
     """Put JSON in its place at once; NaN and infinity are refused, since other readers know neither."""
-    publish_file(path, json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    publish_file(path, as_json(data))
+
+
+def as_json(data: Any) -> str:
+    """JSON as it stands in our files; raises ValueError for NaN and infinity, since other readers know neither."""
+    return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def publish_directory(path: Path, write: Callable[[Path], None]) -> bool:
@@ -66,7 +84,7 @@ def publish_directory(path: Path, write: Callable[[Path], None]) -> bool:
         temporary.mkdir()
         try:
             write(temporary)
-            _sync_below(temporary)
+            _sync_below(temporary, path)
             try:
                 _move(temporary, path)
             except OSError as error:
@@ -75,7 +93,7 @@ def publish_directory(path: Path, write: Callable[[Path], None]) -> bool:
                 raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        _sync_directory(path.parent)
+        _sync_one(path.parent, path)
     return True
 
 
@@ -170,29 +188,42 @@ def _move(source: Path, target: Path) -> None:
             raise
 
 
-def _sync_below(directory: Path) -> None:
-    for root, _, files in os.walk(directory):
-        for name in files:
-            with Path(root, name).open("rb") as file:
-                os.fsync(file.fileno())
-        _sync_directory(Path(root))
+def _sync_below(directory: Path, place: Path) -> None:
+    _sync({Path(root, name): place for root, _, files in os.walk(directory) for name in (".", *files)})
 
 
-def _sync_directory(directory: Path) -> None:
-    """Flush a directory's names, so that a rename outlives a crash of the machine."""
-    if os.name != "posix":
+def _sync(paths: Mapping[Path, Path]) -> None:
+    """Flush files and directories to the disk, all at once: a flush is waiting, and those that wait together share it.
+
+    Args:
+        paths: each with the path to name where that fails.
+    """
+    if len(paths) <= 1:
+        for item in paths.items():
+            _sync_one(*item)
         return
-    try:
-        descriptor = os.open(directory, os.O_RDONLY)
+    # A pool for each call: a process that forks has none.
+    with ThreadPoolExecutor(min(len(paths), FLUSHES)) as pool:
+        list(pool.map(_sync_one, paths.keys(), paths.values()))
+
+
+def _sync_one(path: Path, place: Path) -> None:
+    """Flush a file, or a directory's names, so that a rename outlives a crash of the machine."""
+    if os.name != "posix" and path.is_dir():
+        return
+    with naming(place):
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if error.errno not in NO_DIRECTORY_SYNC:
-            raise
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            if error.errno not in NO_DIRECTORY_SYNC or not path.is_dir():
+                raise
 
 
 def _temporary(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.is_dir():  # most are there, and over a network file system this look costs nothing
+        path.parent.mkdir(parents=True, exist_ok=True)
     return path.with_name(f"{TEMPORARY}{path.name}.{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}")

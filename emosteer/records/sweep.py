@@ -1,29 +1,34 @@
 """A sweep: the union of the cells of all commands that were given under one name, and what became of them.
 
 Each command leaves a manifest of its own under `commands/`, so that two of them never overwrite each other; `sweep.json` is their
-union, for people and other programs. A manifest never changes, so that a process reads each once: with 10,000 cells it is 40 MB.
+union, for people and other programs. A manifest never changes, so that a process reads each once.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from emosteer.errors import EmosteerError
 from emosteer.records.cell import ATTRIBUTION, Cell
+from emosteer.records.packing import PackedFiles, pack, unpack
 from emosteer.records.paths import SweepPaths
 from emosteer.records.publish import names_in, publish_json, read_json
 from emosteer.records.store import Store
-from emosteer.scoring.scorer import Scorer, find_scorers
+from emosteer.scoring.scorer import Scorer, find_scorers, kept_scorers
 
 log = logging.getLogger(__name__)
 
 DONE, FAILED, PENDING = "done", "failed", "pending"
+WORKER_LOST = "WorkerLost"
+"""Stands for an exception in the failure of a cell that brought its workers down."""
 FEW = 64
 """So many tasks are looked at one by one, more by listing their directories."""
 MANIFEST_KEYS = {"time", "line", "store", "settings", "provenance", "tasks"}
@@ -35,7 +40,7 @@ class Task:
 
     cell: Cell
     overrides: tuple[str, ...] = ()
-    files: dict[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,11 +79,13 @@ class Sweep:
             "store": str(self.store.paths.root),
             "settings": command.settings,
             "provenance": command.provenance,
-            "tasks": {
-                task.cell.id: {"cell": task.cell.to_json(), "overrides": list(task.overrides), "files": task.files}
-                for task in command.tasks
-                if known.get(task.cell.id) != task.cell
-            },
+            **pack(
+                {
+                    task.cell.id: {"cell": task.cell.to_json(), "overrides": list(task.overrides), "files": task.files}
+                    for task in command.tasks
+                    if known.get(task.cell.id) != task.cell
+                }
+            ),
         }
         publish_json(self.paths.commands / self._next_name(), manifest)
         self.write_summary()
@@ -125,6 +132,7 @@ class Sweep:
                     return None  # removed since the listing
                 if missing := MANIFEST_KEYS - set(manifest):
                     raise KeyError(*missing)
+                manifest["tasks"] = unpack(manifest)
                 self._tasks[path.name] = _tasks(manifest)
                 self._manifests[path.name] = manifest
             except (ValueError, KeyError, TypeError, AttributeError):
@@ -148,13 +156,25 @@ class Sweep:
 
     def scorers(self) -> list[Scorer]:
         """The scorers of the newest command."""
-        return find_scorers(self.settings()["scorers"])
+        settings = self.settings()
+        if "scorer_versions" not in settings:  # of a manifest of before
+            return find_scorers(settings["scorers"])
+        return kept_scorers(settings["scorers"], settings["scorer_versions"])
 
     def is_done(self, cell: Cell, scorers: Sequence[Scorer]) -> bool:
         """Whether the store has what the task was for: replies, and what every scorer says of them."""
+        return self.looked_at(cell, scorers)[0] == DONE
+
+    def looked_at(self, cell: Cell, scorers: Sequence[Scorer]) -> tuple[str, dict[str, Any] | None]:
+        """done, failed or pending, as `state`, and the record of the replies where they are there: it is read once."""
         if cell.kind == ATTRIBUTION:
-            return self.store.paths.attribution_summary(cell.attribution_id).exists()
-        return self.store.is_done(cell) and not self.unscored(cell, scorers)
+            record, is_done = None, self.store.paths.attribution_summary(cell.attribution_id).exists()
+        else:
+            record = self.store.record(cell)
+            is_done = record is not None and not self.unscored(cell, scorers)
+        if is_done:
+            return DONE, record
+        return FAILED if self.paths.failure(cell.id).exists() else PENDING, record
 
     def unscored(self, cell: Cell, scorers: Sequence[Scorer]) -> list[Scorer]:
         """The scorers that have not seen a cell's replies yet."""
@@ -164,9 +184,7 @@ class Sweep:
 
     def state(self, cell: Cell, scorers: Sequence[Scorer]) -> str:
         """done, failed or pending; a record outweighs an old failure."""
-        if self.is_done(cell, scorers):
-            return DONE
-        return FAILED if self.paths.failure(cell.id).exists() else PENDING
+        return self.looked_at(cell, scorers)[0]
 
     def unsettled(self, tasks: Iterable[Task], scorers: Sequence[Scorer]) -> list[Task]:
         """The tasks that somebody still has to run.
@@ -205,12 +223,70 @@ class Sweep:
             return unknown
 
     def forget_failure(self, cell: Cell) -> None:
-        """Let a failed cell run again."""
+        """Let a failed cell run again, from its first attempt."""
         self.paths.failure(cell.id).unlink(missing_ok=True)
+        for path in self._losses_of(cell):
+            path.unlink(missing_ok=True)
+
+    def record_loss(self, cell: Cell, token: str, facts: dict[str, Any]) -> None:
+        """Write down that a worker ended while it held a cell.
+
+        Args:
+            cell: which it held.
+            token: of its lease, so that whoever finds the same end writes the same file.
+            facts: host, node, job, and the reason where it is known.
+        """
+        publish_json(self.paths.loss(cell.id, token), {"id": cell.id, **facts})
+
+    def give_up(self, task: Task) -> None:
+        """Settle a cell as failed that has cost as many workers as it may. They raised nothing: how they ended is what is known."""
+        losses = self.losses(task.cell)
+        last = losses[-1] if losses else {}
+        where = f"job {last['job']} on {last.get('node')}" if last.get("job") else f"process {last.get('pid')} on {last.get('host')}"
+        message = (
+            f"{len(losses)} workers ended while they held it, the last one in {where}: {last.get('reason')}; "
+            "it may need more memory or time (hydra.launcher.mem_gb, timeout_min); `emosteer-sweep retry` runs it again"
+        )
+        known = {key: last.get(key) for key in ("host", "node", "job", "time")}
+        facts = {"exception": WORKER_LOST, "message": message, "traceback": "", "attempt": len(losses), **known}
+        self.record_failure(task.cell, {**facts, "overrides": list(task.overrides)})
+
+    def attempts(self) -> Counter[str]:
+        """By cell id, how many workers have ended while they held the cell; at one look."""
+        return Counter(name.rsplit(".", 2)[0] for name in names_in(self.paths.losses) if not name.startswith("."))
+
+    def losses(self, cell: Cell) -> list[dict[str, Any]]:
+        """What is known of the workers that ended while they held a cell, oldest first; a damaged file is left out."""
+        return _read_losses(self._losses_of(cell))
+
+    def all_losses(self) -> dict[str, list[dict[str, Any]]]:
+        """The same of every cell that has cost a worker, by its id; at one look."""
+        paths: dict[str, list[Path]] = defaultdict(list)
+        for name in names_in(self.paths.losses):
+            if not name.startswith("."):
+                paths[name.rsplit(".", 2)[0]].append(self.paths.losses / name)
+        return {cell_id: _read_losses(own) for cell_id, own in paths.items()}
+
+    def _losses_of(self, cell: Cell) -> list[Path]:
+        names = [name for name in names_in(self.paths.losses) if name.rsplit(".", 2)[0] == cell.id]
+        return [self.paths.losses / name for name in names]
+
+
+def _read_losses(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Oldest first; a damaged file, or one that is being forgotten, is left out."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(ValueError, FileNotFoundError):
+            found.append((path.stat().st_mtime, dict(read_json(path) or {})))
+    return [loss for _, loss in sorted(found, key=lambda one: one[0])]
 
 
 def _tasks(manifest: dict[str, Any]) -> list[Task]:
-    return [Task(Cell.from_json(t["cell"]), tuple(t["overrides"]), dict(t["files"])) for t in manifest["tasks"].values()]
+    return [Task(Cell.from_json(t["cell"]), tuple(t["overrides"]), _files(t["files"])) for t in manifest["tasks"].values()]
+
+
+def _files(files: Any) -> Mapping[str, str]:
+    return files if isinstance(files, PackedFiles) else dict(files)
 
 
 def _names(cell: Cell) -> list[str]:

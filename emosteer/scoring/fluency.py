@@ -25,13 +25,13 @@ def _repetition(words: Sequence[str], n: int) -> float:
     return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
-@versioned(1)
+@versioned(1, per_reply=True)
 def words(replies: Sequence[str]) -> Scores:
     """The number of words of the reply (`split_words`); 0.0 for an empty one."""
     return {"words": [float(len(split_words(reply))) for reply in replies]}
 
 
-@versioned(1)
+@versioned(1, per_reply=True)
 def repetition(replies: Sequence[str], *, n: int = 3) -> Scores:
     """The share of the reply's runs of `n` words that occurred before in the same reply: 1 - distinct / total.
 

@@ -69,7 +69,7 @@ def emotion_words(reply: str, lemmatise: bool = True) -> list[tuple[str, tuple[s
     return [(word, categories) for word, categories in found if categories]
 
 
-@versioned(1)
+@versioned(1, per_reply=True)
 def nrc(replies: Sequence[str], *, lemmatise: bool = True) -> Scores:
     """The number of words of each NRC category per 100 words of the reply: ten metrics, named as in `CATEGORIES`.
 

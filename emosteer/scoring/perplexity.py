@@ -11,11 +11,11 @@ SIGNIFICANT_DIGITS = 4
 """Padding alone moves a perplexity by 2e-6 of its value, which a rank test would take for a difference."""
 
 
-@versioned(1)
+@versioned(1, per_reply=True)
 def perplexity(replies: Sequence[str], *, context: Context) -> Scores:
     """exp(-mean log-probability per token) of each reply, given its prompt, under the unsteered model.
 
-    Rounded to four significant digits; NaN for a reply without tokens.
+    Rounded to four significant digits, the last of which may be another one in another batch; NaN for a reply without tokens.
 
     Args:
         replies: not read; the reply's own tokens are.

@@ -21,7 +21,7 @@ def _pronoun_forms(reply: str, words: Sequence[str]) -> list[str]:
     return [stem.lower() for stem in stems if shouted or stem != "US"]
 
 
-@versioned(1)
+@versioned(1, per_reply=True)
 def pronouns(replies: Sequence[str]) -> Scores:
     """First-person pronouns per 100 words of the reply: `first_person`, the sum of the two others, and
     `first_person_singular` (I, me, my, mine, myself) and `first_person_plural` (we, us, our, ours, ourselves).

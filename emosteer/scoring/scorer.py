@@ -7,7 +7,8 @@ import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from emosteer.dotted import find_function, version_of
@@ -22,16 +23,17 @@ Scores: TypeAlias = dict[str, list[float]]
 _Scorer = TypeVar("_Scorer", bound=Callable[..., Scores])
 
 
-def versioned(version: int) -> Callable[[_Scorer], _Scorer]:
+def versioned(version: int, per_reply: bool = False) -> Callable[[_Scorer], _Scorer]:
     """Mark a scorer with `version`, which is part of the key that its stored scores have.
 
     Raise the number in the commit that changes what the scorer returns for any reply: stored scores of the older
-    version are then computed anew from the stored replies. The function itself is returned, with the attribute
-    `version` set.
+    version are then computed anew from the stored replies. `per_reply` says that a reply's values depend on that reply
+    alone (its text, and the tokens of it and its prompt), so that one call may bring the replies of many cells; it is
+    no part of the key. The function itself is returned, with the attributes `version` and `per_reply` set.
     """
 
     def mark(scorer: _Scorer) -> _Scorer:
-        vars(scorer)["version"] = version
+        vars(scorer).update(version=version, per_reply=per_reply)
         return scorer
 
     return mark
@@ -53,14 +55,28 @@ class Scorer:
     """A scorer as a config names it: a function, its options, and the key under which its scores are stored."""
 
     name: str
-    function: Callable[..., Scores]
-    options: dict[str, Any]
     target: str
+    options: dict[str, Any]
+    version: int
+    """Of the function, when the command was given that named it; 1 where it says nothing."""
+    imported: Callable[..., Scores] | None = field(default=None, compare=False)
 
-    @property
-    def version(self) -> int:
-        """Of the function; 1 where it says nothing."""
-        return version_of(self.function)
+    @cached_property
+    def function(self) -> Callable[..., Scores]:
+        """The function itself, imported when it is wanted: who only looks at a sweep need not have the user's modules.
+
+        Raises:
+            EmosteerError: it cannot be imported, or is of another version by now.
+        """
+        if self.imported is not None:
+            return self.imported
+        function = find_function(f"scorers.{self.name}._target_", self.target)
+        if (now := version_of(function)) != self.version:
+            raise EmosteerError(
+                f"scorers.{self.name}: {self.target} is of version {now} by now, and the sweep's last command took version "
+                f"{self.version}: give the command again"
+            )
+        return function
 
     @property
     def key(self) -> str:
@@ -73,11 +89,16 @@ class Scorer:
         """Whether the function asks for the model."""
         return "context" in inspect.signature(self.function).parameters
 
+    @property
+    def is_per_reply(self) -> bool:
+        """Whether a reply's values depend on that reply alone; one that says nothing may look at all replies of its cell."""
+        return bool(getattr(self.function, "per_reply", False))
+
     def measure(self, replies: Sequence[str], context: Callable[[], Context]) -> Scores:
-        """What the function says of the replies of one cell; a value that is not finite is undefined, and becomes NaN.
+        """What the function says of replies; a value that is not finite is undefined, and becomes NaN.
 
         Args:
-            replies: all of the cell's.
+            replies: all of a cell's; of many cells where the scorer is per reply.
             context: makes the context, where the function asks for it.
 
         Raises:
@@ -114,15 +135,20 @@ def find_scorers(config: Mapping[str, Mapping[str, Any]]) -> list[Scorer]:
 def _find_scorer(name: str, entry: dict[str, Any]) -> Scorer:
     target = entry.pop("_target_", None)
     function = find_function(f"scorers.{name}._target_", target)
-    scorer = Scorer(name, function, entry, str(target))
+    scorer = Scorer(name, str(target), entry, version_of(function), function)
     try:
         inspect.signature(function).bind([], **entry, **({"context": None} if scorer.needs_model else {}))
     except TypeError as error:
         raise EmosteerError(f"scorers.{name}: {target} {error}; mend its options") from None
     if target.startswith("emosteer.") and not scorer.needs_model:
         _try_options(scorer)
-    version_of(function)
     return scorer
+
+
+def kept_scorers(config: Mapping[str, Mapping[str, Any]], versions: Mapping[str, int]) -> list[Scorer]:
+    """The scorers that a sweep's command named, as they were then; none is imported before it measures."""
+    kept = {name: dict(entry) for name, entry in config.items()}
+    return [Scorer(name, str(entry.pop("_target_")), entry, versions[name]) for name, entry in kept.items()]
 
 
 def _try_options(scorer: Scorer) -> None:

@@ -28,7 +28,7 @@ def _compound(reply: str) -> float:
     return float(_analyzer().polarity_scores(text)["compound"])
 
 
-@versioned(1)
+@versioned(1, per_reply=True)
 def sentiment(replies: Sequence[str]) -> Scores:
     """VADER's compound score of the whole reply, -1 (negative) to 1 (positive), to four decimals.
 

@@ -1,4 +1,4 @@
-"""The command `emosteer-sweep`: what became of sweeps, their results again from the records, and the store's upkeep.
+"""The command `emosteer-sweep`: what became of sweeps, their SLURM jobs, their results again, and the store's upkeep.
 
 One command a file; its function's docstring is its help. A new one is a file like these, and a line below.
 """
@@ -15,11 +15,15 @@ from typer.core import TyperGroup
 
 import emosteer
 from emosteer.errors import EmosteerError
+from emosteer.sweep_cli import workers
+from emosteer.sweep_cli.cancel import cancel
 from emosteer.sweep_cli.gc import gc
+from emosteer.sweep_cli.logs import logs
 from emosteer.sweep_cli.ls import ls
 from emosteer.sweep_cli.report import report
 from emosteer.sweep_cli.retry import retry
 from emosteer.sweep_cli.status import status
+from emosteer.sweep_cli.watch import watch
 
 CANNOT = 2
 """Exit code of a command that could not do what it was asked; also Typer's own, for wrong arguments."""
@@ -76,8 +80,13 @@ def about(
     Examples:
       emosteer-sweep ls               which sweeps are there, and how far they are
       emosteer-sweep status default   what is done, what failed and why
+      emosteer-sweep watch default    the same while it runs
+      emosteer-sweep logs default ID  what was written about a cell
       emosteer-sweep report default   tables, figures and summary again
       emosteer-sweep retry default    run again what failed
+      emosteer-sweep cancel default   end its SLURM jobs
+      emosteer-sweep workers add default 4
+                                      four more SLURM workers
       emosteer-sweep gc               what could be deleted from outputs/store
 
     \b
@@ -86,15 +95,16 @@ def about(
       1    something failed: a cell, a file that could not be deleted
       2    not done: a wrong argument, no such sweep, a file that is damaged or
            cannot be read
-      3    `status` only: not finished yet, nothing failed
+      3    `status` and `watch` only: not finished yet, nothing failed
       130  interrupted by ctrl-C
     """  # noqa: D301 - \b keeps the lines of a paragraph
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
 
 
-for command in (ls, status, report, retry, gc):
+for command in (ls, status, watch, logs, report, retry, cancel, gc):
     app.command()(command)
+app.add_typer(workers.app, name="workers")
 
 
 def main() -> None:

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from emosteer.sweep_cli.finding import OUTPUTS, sweep_directories
+from emosteer.errors import EmosteerError
+from emosteer.records.workers import workers
+from emosteer.sweep_cli.finding import OUTPUTS, open_sweep, sweep_directories
 
 
 def _names(incomplete: str) -> list[str]:
@@ -15,6 +17,23 @@ def _names(incomplete: str) -> list[str]:
         return [directory.name for directory in sweep_directories(OUTPUTS) if directory.name.startswith(incomplete)]
     except OSError:
         return []
+
+
+def task_ids(ctx: typer.Context, incomplete: str) -> list[str]:
+    """For the shell's completion: the ids of the tasks of the sweep that is named before."""
+    try:
+        return [task.cell.id for task in open_sweep(str(ctx.params.get("sweep"))).tasks() if task.cell.id.startswith(incomplete)]
+    except (OSError, EmosteerError):
+        return []
+
+
+def worker_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """For the shell's completion: the SLURM jobs that have worked on the sweep that is named before."""
+    try:
+        found = workers(open_sweep(str(ctx.params.get("sweep"))).paths.slurm)
+    except (OSError, EmosteerError):
+        return []
+    return list(dict.fromkeys(one.job for one in found if one.job.startswith(incomplete)))
 
 
 SweepArgument = Annotated[

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from emosteer.errors import EmosteerError
+from emosteer.errors import Damaged, EmosteerError
 from emosteer.records.cell import Cell
+from emosteer.records.packing import unpack
 from emosteer.records.paths import SweepPaths
 from emosteer.records.publish import read_json
 from emosteer.records.store import Store
@@ -13,7 +14,7 @@ from emosteer.records.sweep import Sweep
 
 OUTPUTS = Path("outputs")
 HOW_TO_MAKE_ONE = "`emosteer -m layer=8,12 coefficient=0.1,0.2 name=mine` makes one"
-MOST_NAMES = 12
+MOST_NAMES, MOST_CELLS = 12, 4
 MANIFEST = {"time": str, "line": list, "store": str, "settings": dict, "provenance": dict}
 """What a manifest has, besides its tasks."""
 
@@ -59,6 +60,24 @@ def sweep_in(directory: Path) -> Sweep:
     return Sweep(root, Store(store if store.exists() or not beside.exists() else beside))
 
 
+def cell_called(sweep: Sweep, name: str) -> Cell:
+    """The cell, control, baseline or attribution of a sweep that has an id, or alone begins with it.
+
+    Raises:
+        EmosteerError: there is none, or several.
+    """
+    cells = {task.cell.id: task.cell for task in sweep.tasks()}
+    if name in cells:
+        return cells[name]
+    found = [cell_id for cell_id in cells if cell_id.startswith(name)]
+    if len(found) == 1:
+        return cells[found[0]]
+    if found:
+        more = f" and {len(found) - MOST_CELLS} more" if len(found) > MOST_CELLS else ""
+        raise EmosteerError(f"{name}: so begin {', '.join(found[:MOST_CELLS])}{more}; give more of the id")
+    raise EmosteerError(f"{name}: no task of {sweep.name} is called so; `emosteer-sweep status {sweep.name} --cells` lists them")
+
+
 def _manifests(directory: Path) -> list[Path]:
     try:
         return sorted(path for path in SweepPaths(directory).commands.iterdir() if path.suffix == ".json" and path.name[0] != ".")
@@ -70,10 +89,10 @@ def _is_whole(manifest: Path) -> bool:
     """Whether a file is a command's manifest."""
     try:
         read = read_json(manifest)
-        for task in read["tasks"].values():
+        for task in unpack(read).values():
             _ = Cell.from_json(task["cell"]), tuple(task["overrides"]), dict(task["files"])
         return all(isinstance(read[key], kind) for key, kind in MANIFEST.items())
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, Damaged):
         return False
 
 

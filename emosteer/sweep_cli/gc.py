@@ -13,10 +13,13 @@ from rich.filesize import decimal
 
 from emosteer.errors import EmosteerError
 from emosteer.records.garbage import DAY, HOUR, Deletion, Findings, Garbage, References, delete, find
+from emosteer.records.leases import Process
+from emosteer.records.paths import SweepPaths
 from emosteer.records.store import Store
 from emosteer.sweep_cli.arguments import JsonOption
+from emosteer.sweep_cli.crew import crew
 from emosteer.sweep_cli.finding import OUTPUTS, open_sweep, sweep_directories, sweep_in
-from emosteer.sweep_cli.printing import count, print_json, print_table
+from emosteer.sweep_cli.printing import count, print_json, print_table, short
 
 DEFAULT_STORE, DEFAULT_AGE = str(OUTPUTS / "store"), "1d"
 MOST_LINES = 40
@@ -57,7 +60,8 @@ def gc(
 
     \b
     What no sweep can miss, listed always:
-      unfinished  writes of processes that died (another host's: in an hour)
+      unfinished  writes of processes that died (another host's: in an hour),
+                  also in the directories of known sweeps
       discarded   records that mode=force replaced
       damaged     records that could not be read, kept for a look
       claim       leases of processes that died (another host's: in a day)
@@ -69,6 +73,8 @@ def gc(
     With --unreferenced, also, where older than --older-than:
       cell, baseline, attribution, texts
                   to which no known sweep refers
+
+    What SLURM workers of known sweeps left goes at once, where SLURM and the worker's own silence say that its job has ended.
 
     A store does not know its sweeps. Those beside it count, and those in --sweeps; they are listed. A sweep that lies elsewhere and
     is not named loses what it refers to, which may be a day of GPU time: name them all.
@@ -105,8 +111,9 @@ def gc(
     age = _seconds(older_than)
     store = _store(target)
     known = _known_sweeps(store, sweeps or [])
-    findings = find(store, _references(known, unreferenced), age, unreferenced)
-    deletion = delete(store, findings.garbage) if do_delete else Deletion()
+    places = [SweepPaths(path) for path in known]
+    findings = find(store, _references(known, unreferenced), age, unreferenced, places, _gone(known))
+    deletion = delete(store, findings.garbage, places) if do_delete else Deletion()
     if as_json:
         asked = {"unreferenced": unreferenced, "older_than": age, "delete": do_delete}
         print_json(_as_data(store, known, findings, deletion, asked))
@@ -157,6 +164,20 @@ def _references(directories: Iterable[Path], must_know: bool) -> References | No
     return references
 
 
+def _gone(directories: Iterable[Path]) -> dict[Process, float]:
+    """The SLURM workers of sweeps that have ended for certain, and when they wrote last. SLURM that does not answer is asked once."""
+    gone: dict[Process, float] = {}
+    answers = True
+    for directory in directories:
+        try:
+            found = crew(sweep_in(directory), answers)
+        except (EmosteerError, OSError):
+            continue  # told already; what its workers left waits for its time
+        gone |= found.gone
+        answers = answers and found.silence is None
+    return gone
+
+
 def _by_kind(garbage: Iterable[Garbage]) -> dict[str, dict[str, int]]:
     kinds: dict[str, dict[str, int]] = {}
     for one in garbage:
@@ -190,7 +211,7 @@ def _show(store: Store, known: list[Path], findings: Findings, unreferenced: boo
     else:
         typer.echo()
         for one in findings.garbage[:MOST_LINES]:
-            typer.echo(f"{one.kind}: {one.paths[0].relative_to(store.paths.root)} ({decimal(one.n_bytes)}; {one.why})")
+            typer.echo(f"{one.kind}: {_named(one.paths[0], store)} ({decimal(one.n_bytes)}; {one.why})")
         if len(findings.garbage) > MOST_LINES:
             typer.echo(f"and {len(findings.garbage) - MOST_LINES:,} more; --json lists all")
         typer.echo()
@@ -202,6 +223,12 @@ def _show(store: Store, known: list[Path], findings: Findings, unreferenced: boo
         typer.echo(f"\nunreferenced and kept: {findings.n_young:,} younger than {older_than}, {findings.n_held:,} in use")
     if not unreferenced:
         typer.echo("\nRecords and texts were left alone: --unreferenced looks for those that no sweep refers to.")
+
+
+def _named(path: Path, store: Store) -> str:
+    """A path as seen from the store, where it lies there."""
+    root = store.paths.root
+    return str(path.relative_to(root)) if path.is_relative_to(root) else short(path)
 
 
 def _show_deletion(deletion: Deletion) -> None:

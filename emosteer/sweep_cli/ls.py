@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from emosteer.errors import EmosteerError
+from emosteer.overview import RUNNING, overview
 from emosteer.records.sweep import DONE, FAILED
 from emosteer.sweep_cli.arguments import JsonOption
 from emosteer.sweep_cli.finding import HOW_TO_MAKE_ONE, OUTPUTS, sweep_directories, sweep_in
-from emosteer.sweep_cli.overview import RUNNING, overview
 from emosteer.sweep_cli.printing import print_json, print_table, utc
 
 HEADINGS = ("sweep", "done", "failed", "models", "pairs", "last command")

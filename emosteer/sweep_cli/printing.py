@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -63,3 +66,15 @@ def one_line(text: str, most: int = 160) -> str:
     """Text without line breaks, cut where it is long."""
     flat = " ".join(text.split())
     return flat if len(flat) <= most else f"{flat[: most - 3]}..."
+
+
+def short(path: Path) -> str:
+    """A path as seen from here, where that is shorter."""
+    relative = os.path.relpath(path)
+    return relative if len(relative) < len(str(path)) else str(path)
+
+
+def called(root: Path) -> str:
+    """A sweep's directory as an argument of a command given here, quoted for a shell: by its name, where that finds it."""
+    is_here = root.parent == (Path.cwd() / "outputs").resolve() and not Path(root.name).exists()
+    return shlex.quote(root.name if is_here else short(root))

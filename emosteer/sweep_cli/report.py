@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from emosteer.overview import RUNNING, Overview, overview
 from emosteer.records.sweep import FAILED, PENDING, Sweep
 from emosteer.sweep_cli.arguments import JsonOption, SweepArgument
 from emosteer.sweep_cli.finding import open_sweep
-from emosteer.sweep_cli.overview import RUNNING, Overview, overview
 from emosteer.sweep_cli.printing import count, print_json
 
 if TYPE_CHECKING:

@@ -2,37 +2,59 @@
 
 from __future__ import annotations
 
-import os
 import shlex
-from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
+from emosteer.overview import RUNNING, STATES, Overview, Standing, overview
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL
 from emosteer.records.sweep import DONE, FAILED, PENDING, Sweep
+from emosteer.records.workers import shares
+from emosteer.slurm.submission import submissions
 from emosteer.sweep_cli.arguments import JsonOption, SweepArgument
+from emosteer.sweep_cli.crew import CANCELLED, PAST, WAITING, Crew, Member, crew
 from emosteer.sweep_cli.finding import open_sweep
-from emosteer.sweep_cli.overview import RUNNING, STATES, Overview, Standing, overview
-from emosteer.sweep_cli.printing import count, one_line, print_json, print_table
+from emosteer.sweep_cli.printing import called, count, one_line, print_json, print_table, short, utc
 
 UNFINISHED = 3
 MOST_FAILURES = 20
+LEAST_SHARE = 0.005
+MOST_ENDED = 12
+"""Workers that have ended, on a terminal; the living are all told."""
 KINDS = {CELL: "cells", CONTROL: "random controls", BASELINE: "baselines", ATTRIBUTION: "attributions"}
 SHARED = "(shared by pairs)"
+WORKER_HEADINGS = ("worker", "start", "node", "state", "holds", "published", "failed", "tokens/s", "rows", "what")
+WORKER_NUMBERS = ("start", "holds", "published", "failed", "tokens/s", "rows")
+CELL_HEADINGS = ("task", "state", "attempt", "node", "job", "seconds", "why")
+
+Cells = Annotated[bool, typer.Option("--cells", help="Also a line for each task: cells, controls, baselines, attributions.")]
 
 
-def status(sweep: SweepArgument, as_json: JsonOption = False) -> None:
+def status(sweep: SweepArgument, cells: Cells = False, as_json: JsonOption = False) -> None:
     """Tell what became of a sweep.
 
-    What is done, what failed and why, what runs now, and which command goes on. "Running" is what a live worker holds at this moment,
-    on any host that shares the store. Nothing is changed on disk, save that a record which proves damaged is moved aside, as a run
-    would do, and counts as pending.
+    What is done, what failed and why, what runs now, and what to do next. Records and leases say how cells stand: "running" is what a
+    live worker holds at this moment, on any host that shares the store. Of a sweep that was submitted to SLURM also its workers, by
+    their own word and SLURM's; where SLURM does not answer, that is said. Nothing is changed on disk, save that a record which proves
+    damaged is moved aside, as a run would do, and counts as pending.
+
+    \b
+    Of a worker:
+      running    SLURM runs it (without SLURM: it wrote a moment ago)
+      silent     SLURM runs it, and it has not written for a minute
+      starting   SLURM runs it, and it has not written yet
+      waiting    in SLURM's queue, with SLURM's reason
+      lost       its job has ended, and it never said so: killed, out of memory
+                 or time, or its node is gone; others take over what it held
+      cancelled, ended
+      not known  SLURM does not answer, or contradicts what it wrote a moment ago
 
     \b
     Examples:
       emosteer-sweep status default
+      emosteer-sweep status default --cells | grep lost
       emosteer-sweep status /scratch/me/outputs/layers
       emosteer-sweep status default --json | jq .counts.failed
       while emosteer-sweep status mine > log; [ $? = 3 ]; do sleep 60; done
@@ -44,10 +66,23 @@ def status(sweep: SweepArgument, as_json: JsonOption = False) -> None:
       kinds     {cell, control, baseline, attribution: counts}
       groups    [{model, pair, ...counts}]; pair is null for what pairs share
                 (baselines, controls)
-      failures  [{id, kind, exception, message, host, time, file}]; the file
-                has the traceback
-      workers   [{host, pid, running}]
+      cells     [{id, kind, state, attempt, node, job, seconds, lost, why}];
+                lost: how many workers ended while they held it
+      failures  [{id, kind, exception, message, host, node, job, attempt, time,
+                file}]; the file has the traceback
       states    {cell id: done | failed | running | pending}
+      workers   [{job, start, state, detail, slurm, node, host, pid, running,
+                published, failed, tokens, tokens_per_second, rows, batch_rows,
+                engine_path, engine_reason, spent, stage, started, seen,
+                seconds, exit_code}]; start: how often SLURM has started the
+                job; slurm: its own word; running: tasks that it holds; rows:
+                in the mean forward, of batch_rows that have room; spent: the
+                seconds that went to loading, prefill, decode, scoring, ...;
+                job is null outside of SLURM
+      slurm     {answers, why, finaliser, live, interrupted}: why it does not
+                answer; the job that builds the results, as a worker; whether
+                any job may be alive; submissions that are not complete; null
+                where the sweep was never submitted
       goes_on   {command, directory}: the last command, as typed and where;
                 null where nothing is pending
 
@@ -55,16 +90,27 @@ def status(sweep: SweepArgument, as_json: JsonOption = False) -> None:
     Exit codes:
       0  all is done
       1  something failed (whatever else is pending)
-      2  no such sweep, or its manifest is damaged
+      2  no such sweep, or a file of it is damaged
       3  not finished: something is running or pending, nothing failed
     """  # noqa: D301 - \b keeps the lines of a paragraph
     found = open_sweep(sweep)
-    seen = overview(found)
+    seen, at_work = looked_at(found)
     if as_json:
-        print_json(_as_data(found, seen))
+        print_json(_as_data(found, seen, at_work))
     else:
-        _show(found, seen)
+        _show(found, seen, at_work)
+        if cells:
+            typer.echo()
+            print_table(CELL_HEADINGS, [_cell_row(one) for one in _cells(found, seen)], ("attempt", "seconds"))
     raise typer.Exit(exit_code(seen))
+
+
+def looked_at(sweep: Sweep) -> tuple[Overview, Crew]:
+    """A sweep's tasks and workers; what a worker holds that has ended is pending."""
+    # Workers first: what one that ends in between has finished is then a record.
+    found = crew(sweep)
+    seen = overview(sweep, found.gone)
+    return seen, found.with_tasks(seen)
 
 
 def exit_code(seen: Overview) -> int:
@@ -74,11 +120,25 @@ def exit_code(seen: Overview) -> int:
     return 0 if seen.counts[DONE] == seen.counts["total"] else UNFINISHED
 
 
+def n_left(seen: Overview) -> int:
+    """How many tasks are neither done nor failed."""
+    return seen.counts[PENDING] + seen.counts[RUNNING]
+
+
 def goes_on(seen: Overview) -> dict[str, str] | None:
     """The command that runs what is missing, and where it was given; None where nothing is."""
-    if not seen.counts[PENDING] + seen.counts[RUNNING]:
+    if not n_left(seen):
         return None
     return {"command": shlex.join(seen.newest["line"]), "directory": str(seen.newest["provenance"].get("directory") or "")}
+
+
+def is_for_slurm(sweep: Sweep, seen: Overview) -> bool:
+    """Whether the sweep was last given to SLURM, and not to a process of its own."""
+    own = submissions(sweep)
+    if not own:
+        return False
+    # A command that found enough workers in the queue has submitted nothing: its manifest tells.
+    return own[-1].time >= utc(seen.newest["time"]).timestamp() or seen.newest["settings"]["worker"].get("max_attempts") is not None
 
 
 def failures(sweep: Sweep, seen: Overview) -> list[dict[str, Any]]:
@@ -90,27 +150,59 @@ def show_failures(found: list[dict[str, Any]]) -> None:
     """Print failures, a line each."""
     for one in found[:MOST_FAILURES]:
         where = one_line(f"{one['exception']}: {one['message']}")
-        typer.echo(f"failed: {one['id']}: {where} (traceback: {_short(Path(one['file']))})")
+        typer.echo(f"failed: {one['id']}: {where} (traceback: {short(Path(one['file']))})")
     if len(found) > MOST_FAILURES:
         rest = len(found) - MOST_FAILURES
-        typer.echo(f"and {rest:,} more failed; --json lists all, and {_short(Path(found[0]['file']).parent)} has them")
+        typer.echo(f"and {rest:,} more failed; --json lists all, and {short(Path(found[0]['file']).parent)} has them")
+
+
+def show_workers(workers: list[Member]) -> None:
+    """Print workers, a line each, and what their time has gone to."""
+    print_table(WORKER_HEADINGS, [_worker_row(one) for one in workers], WORKER_NUMBERS)
+    parts = [f"{part} {share:.0%}" for part, share in shares(one.said for one in workers if one.said).items() if share >= LEAST_SHARE]
+    if parts:
+        typer.echo(f"their time: {', '.join(parts)}")
 
 
 def _failure(sweep: Sweep, one: Standing) -> dict[str, Any]:
-    try:
-        facts = sweep.failure(one.cell) or {}
-    except ValueError:
-        facts = {"exception": "unknown", "message": "the file about it is damaged"}
-    known = {key: facts.get(key) for key in ("exception", "message", "host", "time")}
+    facts = one.failure or {}
+    known = {key: facts.get(key) for key in ("exception", "message", "host", "node", "job", "attempt", "time")}
     return {"id": one.cell.id, "kind": one.cell.kind, **known, "file": str(sweep.paths.failure(one.cell.id))}
 
 
-def _workers(seen: Overview) -> list[dict[str, Any]]:
-    held = Counter((one.holder.host, one.holder.pid) for one in seen.standings if one.holder)
-    return [{"host": host, "pid": pid, "running": n} for (host, pid), n in sorted(held.items())]
+def _cells(sweep: Sweep, seen: Overview) -> list[dict[str, Any]]:
+    losses = sweep.all_losses() if any(one.lost and one.state != DONE for one in seen.standings) else {}
+    return [
+        {
+            **one.as_data(),
+            "seconds": one.seconds,
+            "lost": one.lost,
+            "why": _why(one, losses.get(one.cell.id, [])),
+        }
+        for one in seen.standings
+    ]
 
 
-def _as_data(sweep: Sweep, seen: Overview) -> dict[str, Any]:
+def _why(one: Standing, losses: list[dict[str, Any]]) -> str | None:
+    """Why a task failed, or is not done though it was begun."""
+    if one.failure is not None:
+        return f"{one.failure['exception']}: {one.failure['message']}"
+    told = []
+    if one.holder is not None and one.state == PENDING:
+        told.append(f"worker {one.holder.job} ended while it held it; another takes it over when its lease expires")
+    if losses and one.state != DONE:
+        last = losses[-1]
+        told.append(f"{count(len(losses), 'worker')} lost, the last one {_where(last)}: {last.get('reason') or 'nobody knows why'}")
+    return "; ".join(told) or None
+
+
+def _where(loss: dict[str, Any]) -> str:
+    if loss.get("job"):
+        return f"{loss['job']} on {loss.get('node')}"
+    return f"process {loss.get('pid')} on {loss.get('host')}"
+
+
+def _as_data(sweep: Sweep, seen: Overview, at_work: Crew) -> dict[str, Any]:
     groups = seen.by(lambda one: (one.model, one.pair))
     return {
         "sweep": sweep.name,
@@ -119,14 +211,29 @@ def _as_data(sweep: Sweep, seen: Overview) -> dict[str, Any]:
         "counts": seen.counts,
         "kinds": seen.by(lambda one: one.cell.kind),
         "groups": [{"model": model, "pair": pair, **counts} for (model, pair), counts in groups.items()],
+        "cells": _cells(sweep, seen),
         "failures": failures(sweep, seen),
-        "workers": _workers(seen),
         "states": {one.cell.id: one.state for one in seen.standings},
+        "workers": [one.as_data() for one in at_work.members],
+        "slurm": slurm_data(at_work),
         "goes_on": goes_on(seen),
     }
 
 
-def _show(sweep: Sweep, seen: Overview) -> None:
+def slurm_data(at_work: Crew) -> dict[str, Any] | None:
+    """What is known of SLURM, besides the workers; None where it was never asked."""
+    if not at_work.is_submitted:
+        return None
+    return {
+        "answers": at_work.silence is None,
+        "why": at_work.silence,
+        "finaliser": at_work.finaliser.as_data() if at_work.finaliser else None,
+        "live": at_work.is_live,
+        "interrupted": [one.name for one in at_work.interrupted],
+    }
+
+
+def _show(sweep: Sweep, seen: Overview, at_work: Crew) -> None:
     counts = seen.counts
     states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
     typer.echo(f"{sweep.name}: {states or 'nothing in it'}\n")
@@ -137,24 +244,91 @@ def _show(sweep: Sweep, seen: Overview) -> None:
     typer.echo()
     groups = seen.by(lambda one: (one.model, one.pair or SHARED))
     print_table(("model", "pair", *columns), [[*key, *_numbers(group)] for key, group in groups.items()], columns)
+    if at_work.is_submitted:
+        typer.echo()
+        show_slurm(sweep, at_work)
     if counts[DONE] < counts["total"]:
         typer.echo()
-    for worker in _workers(seen):
-        typer.echo(f"running: {count(worker['running'], 'task')} by process {worker['pid']} on {worker['host']}")
+    for worker in at_work.members:
+        if not worker.is_own and worker.process:
+            job = f"job {worker.job}, " if worker.job else ""
+            typer.echo(f"running: {count(worker.n_running, 'task')} by {job}process {worker.process.pid} on {worker.process.host}")
     show_failures(failures(sweep, seen))
-    if counts[FAILED]:
-        typer.echo(f"again:   emosteer-sweep retry {shlex.quote(_short(sweep.paths.root))}")
-    if (command := goes_on(seen)) is not None:
+    _show_what_next(sweep, seen, at_work)
+
+
+def show_slurm(sweep: Sweep, at_work: Crew) -> None:
+    """Print what SLURM's jobs do: a line in all, then workers, those that wait together."""
+    if at_work.silence is not None:
+        typer.echo(f"SLURM: not known, it does not answer ({one_line(at_work.silence)})")
+    else:
+        states = ", ".join(f"{n:,} {state}" for state, n in at_work.counts().items()) or "no workers"
+        typer.echo(f"SLURM: workers {states}{_of_finaliser(at_work.finaliser)}")
+    for one in at_work.interrupted:
+        by = f"process {one.submitter.get('pid')} on {one.submitter.get('host')}"
+        typer.echo(f"SLURM: {by} is submitting {one.name}, or ended meanwhile: `retry`, `cancel` and `workers add` see to its jobs")
+    for reason, n in _reasons(at_work).items():
+        typer.echo(f"waiting: {count(n, 'worker')}, as SLURM says: {reason or 'no reason yet'}")
+    own = [one for one in at_work.members if one.is_own]
+    newest = [one for one in reversed(own) if one.state in PAST and (one.said or one.state != CANCELLED)]
+    past = sorted(newest, key=lambda one: PAST.index(one.state))
+    shown = [one for one in own if one.state not in (*PAST, WAITING)] + past[:MOST_ENDED]
+    if shown:
+        show_workers(shown)
+    if len(past) > MOST_ENDED:
+        typer.echo(
+            f"and {len(past) - MOST_ENDED:,} more that ended; `emosteer-sweep workers list {called(sweep.paths.root)}` has all"
+        )
+
+
+def _reasons(at_work: Crew) -> dict[str, int]:
+    """How many workers wait for each reason."""
+    found: dict[str, int] = {}
+    for one in at_work.members:
+        if one.state == WAITING:
+            found[one.detail] = found.get(one.detail, 0) + 1
+    return found
+
+
+def _of_finaliser(finaliser: Member | None) -> str:
+    if finaliser is None:
+        return ""
+    why = f", {finaliser.detail}" if finaliser.detail and finaliser.state != CANCELLED else ""
+    return f"; job {finaliser.job} for the results: {finaliser.state}{why}"
+
+
+def _show_what_next(sweep: Sweep, seen: Overview, at_work: Crew) -> None:
+    name = called(sweep.paths.root)
+    if seen.counts[FAILED]:
+        typer.echo(f"again:   emosteer-sweep retry {name}")
+    if n_left(seen) and at_work.is_live:
+        typer.echo(f"watch:   emosteer-sweep watch {name}")
+    elif n_left(seen) and is_for_slurm(sweep, seen):
+        typer.echo(f"goes on: emosteer-sweep retry {name} --all")
+    elif not n_left(seen) and not at_work.is_live and not sweep.paths.results_csv.exists():
+        typer.echo(f"results: emosteer-sweep report {name}")
+    elif (command := goes_on(seen)) is not None:
         elsewhere = command["directory"] not in ("", str(Path.cwd()))
         place = f"cd {shlex.quote(command['directory'])} && " if elsewhere else ""
         typer.echo(f"goes on: {place}{command['command']}")
 
 
+def _worker_row(one: Member) -> list[str | int]:
+    said = one.said
+    numbers = [str(one.n_running) if one.n_running else "-", *(["-"] * 4 if said is None else [])]
+    if said is not None:
+        generates = one.state == RUNNING and said.stage == "generating"
+        speed = [f"{number:,.0f}" if number and generates else "-" for number in (said.tokens_per_second, said.rows)]
+        numbers += [f"{said.published:,}", f"{said.failed:,}", *speed]
+    start = str(said.restarts + 1) if said else "-"
+    return [one.job or "-", start, one.node or "-", one.state, *numbers, one_line(one.detail, 60)]
+
+
+def _cell_row(one: dict[str, Any]) -> list[str | int]:
+    seconds = "-" if one["seconds"] is None else f"{one['seconds']:.1f}"
+    texts = [str(one[key]) if one[key] is not None else "-" for key in ("attempt", "node", "job")]
+    return [one["id"], one["state"], *texts, seconds, one_line(one["why"] or "")]
+
+
 def _numbers(counts: dict[str, int]) -> list[str]:
     return [f"{counts[state]:,}" if counts[state] else "-" for state in (*STATES, "total")]
-
-
-def _short(path: Path) -> str:
-    """A path as seen from here, where that is shorter."""
-    relative = os.path.relpath(path)
-    return relative if len(relative) < len(str(path)) else str(path)

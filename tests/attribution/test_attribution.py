@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,20 +10,23 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from safetensors.torch import load_file, save_file
 from scipy import stats
-from tiny_models import hook_output, random_tokens, tiny_model, tokenizer_of, true_parts
+from tiny_models import WITH_SITES, hook_output, random_tokens, tiny_model, tokenizer_of, true_parts
 from torch import Tensor, nn
 
-from emosteer.attribution import Attribution, Case, attribute, prepare
+from emosteer.attribution import Attribution, Case, attribute, exact, gradient, prepare, runs
 from emosteer.attribution.case import metric
 from emosteer.attribution.exact import patch_exactly
+from emosteer.attribution.graph import counting
 from emosteer.config import ModelConfig
 from emosteer.datasets import SHIPPED, DiagnosticPair, load_diagnostic_pairs
 from emosteer.errors import EmosteerError
-from emosteer.model.anatomy import Anatomy, dissect
+from emosteer.model.anatomy import dissect
 from emosteer.model.dialogue import Dialogue
-from emosteer.model.language_model import LanguageModel
+from emosteer.model.language_model import LanguageModel, wrap
+from emosteer.vectors import token_means
 
 SITES = ("residual", "attention", "mlp")
 BLOCKS = 4
@@ -38,6 +43,12 @@ def aligned_case(number: int, length: int, words: int = 3) -> Case:
     picked = dict.fromkeys(random_tokens(20, seed=900 + number)[0])
     ids = list(picked)[: 2 * words]
     return Case(f"case{number}", tokens, tuple(corrupted), tuple(ids[:words]), tuple(ids[words:]))
+
+
+def with_head(cases: Sequence[Case], length: int = 7) -> list[Case]:
+    """The cases, all of whose prompts begin with the same tokens, as templates make them."""
+    (head,) = random_tokens(length, seed=950)
+    return [replace(case, clean=head + case.clean, corrupted=head + case.corrupted) for case in cases]
 
 
 def unaligned_case(number: int) -> Case:
@@ -105,9 +116,11 @@ def states_and_slopes(model: LanguageModel, family: str, embedded: Tensor, case:
     for layer in range(BLOCKS):
         for site, module in true_parts(family, layer).items():
 
-            def keep(_m: Any, _a: Any, output: Any, place: Any = (site, layer)) -> None:
+            def keep(_m: Any, _a: Any, output: Any, place: Any = (site, layer)) -> Any:
                 seen[place] = output[0] if isinstance(output, tuple) else output
                 seen[place].retain_grad()
+                # Falcon adds the attention to what it is given of its MLP, in place.
+                return (seen[place].clone(), *output[1:]) if isinstance(output, tuple) else seen[place].clone()
 
             handles.append(module.register_forward_hook(keep))
     try:
@@ -141,17 +154,29 @@ def products_by_hand(model: LanguageModel, family: str, case: Case, steps: int) 
 
 
 FAMILIES = ["llama", "gemma3", "gpt_neox"]
+ALL_FAMILIES = [pytest.param(family, 2, 2, 2, False, id=family) for family in WITH_SITES]
 
 
-@pytest.mark.parametrize(("steps", "at_last", "elsewhere"), [(1, 1, 1), (3, 3, 3), (None, 1, 5)])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_scores_by_hand(family: str, steps: int | None, at_last: int, elsewhere: int) -> None:
-    model, cases = tiny_model(family), nine_cases()
-    found = attribute(model, cases, steps)
+@pytest.mark.parametrize(
+    ("family", "steps", "at_last", "elsewhere", "checkpoints"),
+    [
+        *ALL_FAMILIES,
+        *[("llama", 1, 1, 1, False), ("gemma3", None, 1, 5, False), ("gpt_neox", 3, 3, 3, False)],
+        *[("llama", None, 1, 5, True), ("gemma3", 2, 2, 2, True), ("falcon", 1, 1, 1, True), ("mixtral", 1, 1, 1, True)],
+    ],
+)
+def test_scores_by_hand(family: str, steps: int | None, at_last: int, elsewhere: int, checkpoints: bool) -> None:
+    model = tiny_model(family)
+    cases = [*with_head(nine_cases()[:5]), *nine_cases()[5:]] if steps == 1 else with_head(nine_cases())
+    found = attribute(model, cases, steps, checkpoints=checkpoints)
+    assert_by_hand(found, model, family, cases, at_last, elsewhere)
+
+
+def assert_by_hand(found: Attribution, model: LanguageModel, family: str, cases: list[Case], at_last: int, elsewhere: int) -> None:
     assert found.pair_ids == found.aligned_ids == tuple(case.id for case in cases)
     assert found.n_dropped == 0
     longest = max(len(case.clean) for case in cases)
-    assert found.residual_by_position.shape == (9, BLOCKS, longest)
+    assert found.residual_by_position.shape == (len(cases), BLOCKS, longest)
     for row, case in enumerate(cases):
         last, everywhere = (products_by_hand(model, family, case, n) for n in (at_last, elsewhere))
         for layer in range(BLOCKS):
@@ -170,9 +195,9 @@ def test_scores_by_hand(family: str, steps: int | None, at_last: int, elsewhere:
 def test_unaligned_pairs_serve_at_the_last_position_only() -> None:
     model, aligned = tiny_model("llama"), nine_cases()
     cases = [aligned[0], unaligned_case(20), *aligned[1:6], unaligned_case(21), *aligned[6:]]
-    seen: list[int] = []
-    found, without = attribute(model, cases, on_case=seen.append), attribute(model, aligned)
-    assert sum(seen) == 11
+    seen: list[tuple[int, int]] = []
+    found, without = attribute(model, cases, on_progress=lambda done, total: seen.append((done, total))), attribute(model, aligned)
+    assert seen[-1] == (11, 11)
     assert found.pair_ids == tuple(case.id for case in cases)
     assert found.aligned_ids == without.pair_ids
     assert found.n_dropped == 2
@@ -184,6 +209,228 @@ def test_unaligned_pairs_serve_at_the_last_position_only() -> None:
     for site in ("attention", "mlp"):
         torch.testing.assert_close(found.everywhere[site], without.everywhere[site], atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(found.residual_by_position, without.residual_by_position, atol=1e-4, rtol=1e-3, equal_nan=True)
+
+
+@pytest.mark.parametrize("tokens", [6, 17])
+def test_scores_do_not_depend_on_batches(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    cases = [*with_head(nine_cases()), unaligned_case(20), unaligned_case(21)]
+    whole = attribute(model, cases)
+    monkeypatch.setattr(runs, "MOST_TOKENS", tokens)
+    told: list[tuple[int, int]] = []
+    found = attribute(model, cases, on_progress=lambda done, total: told.append((done, total)))
+    assert_equal_scores(found, whole)
+    assert len(told) > 4
+    assert told == sorted(told)
+    assert told[-1] == (11, 11)
+
+
+def test_long_beginnings_make_small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their keys and values take memory too."""
+    model, cases = tiny_model("llama"), with_head(nine_cases(), 30)
+    monkeypatch.setattr(runs, "MOST_TOKENS_BEFORE", 80)
+    scored = graphs_of_batches(monkeypatch)
+    attribute(model, cases, 1)
+    assert max(n for n, _ in scored) == 2
+
+
+def assert_equal_scores(found: Attribution, expected: Attribution) -> None:
+    for name, tensor in expected.tensors().items():
+        torch.testing.assert_close(found.tensors()[name], tensor, rtol=1e-3, atol=1e-4, equal_nan=True)
+    assert (found.pair_ids, found.aligned_ids) == (expected.pair_ids, expected.aligned_ids)
+
+
+def test_only_what_differs_is_read_with_a_graph() -> None:
+    model, cases = tiny_model("llama"), with_head(nine_cases(), 30)
+    seen: list[tuple[bool, int]] = []
+    handle = model.model.get_input_embeddings().register_forward_hook(
+        lambda _m, args, _out: seen.append((torch.is_grad_enabled(), args[0].shape[1]))
+    )
+    attribute(model, cases)
+    handle.remove()
+    first = [next(i for i, (a, b) in enumerate(zip(case.clean, case.corrupted, strict=True)) if a != b) for case in cases]
+    scored = max(len(case.clean) - i for case, i in zip(cases, first, strict=True))
+    assert max(n for graph, n in seen if graph) == scored < 30
+    # Without one: the longest prompt whole and its beginning, to see that the model reads in parts; its beginning, to measure what
+    # a graph takes; and the head, for all.
+    assert sum(n >= 30 for graph, n in seen if not graph) == 4
+
+
+def test_the_output_matrix_reads_one_position_of_each_row_and_no_gaps() -> None:
+    model, cases = tiny_model("llama"), with_head(nine_cases())
+    seen: list[tuple[int, bool]] = []
+    handle = model.model.lm_head.register_forward_hook(lambda _m, args, _o: seen.append((args[0].shape[1], args[0].is_contiguous())))
+    attribute(model, cases, 2)
+    handle.remove()
+    assert set(seen) == {(1, True)}
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_out_of_memory(checkpoints: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """Blocks first hold less, then batches get smaller; the scores stay the same."""
+    model, cases = tiny_model("llama"), with_head(nine_cases())
+    whole = attribute(model, cases)
+
+    def fails(_module: Any, args: Any) -> None:
+        if torch.is_grad_enabled() and args[0].shape[0] > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    handle = model.anatomy.blocks[2].register_forward_pre_hook(fails)
+    try:
+        found = attribute(model, cases, checkpoints=checkpoints)
+    finally:
+        handle.remove()
+    assert_equal_scores(found, whole)
+    halvings = ["out of memory with 9 rows at once: going on with 4", "out of memory with 4 rows at once: going on with 2"]
+    first = [] if checkpoints else ["out of memory with 9 pairs at once: going on with blocks that are computed twice"]
+    assert caplog.messages[: len(first) + 2] == first + halvings
+
+
+def test_out_of_memory_where_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A graph over all that differs does not fit even once without checkpoints: it is measured with fewer tokens."""
+    model, cases = tiny_model("llama"), with_head(nine_cases())
+    monkeypatch.setattr(runs, "free_memory", lambda _device: 10**6)
+
+    def fails(_module: Any, args: Any) -> None:
+        if torch.is_grad_enabled():
+            tried.append(args[0].shape[1])
+            if tried[-1] > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    tried: list[int] = []
+    handle = model.anatomy.blocks[2].register_forward_pre_hook(fails)
+    try:
+        planned = runs.plan(model, cases, checkpoints=False)
+    finally:
+        handle.remove()
+    longest = max(cases, key=lambda case: len(case.clean))
+    assert tried == [longest.n_scored, longest.n_scored // 2, longest.n_scored // 4][: len(tried)]
+    assert tried[-1] <= 2
+    # What does not grow with them, such as the logits, now counts for fewer tokens: rather too little is planned than too much.
+    whole = runs.plan(model, cases, checkpoints=False).tokens
+    assert whole / 4 < planned.tokens <= whole < runs.MOST_TOKENS
+
+
+def test_an_error_that_is_none_of_memory_raises() -> None:
+    model = tiny_model("llama")
+
+    def fails(_module: Any, _args: Any) -> None:
+        if torch.is_grad_enabled():
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+    handle = model.anatomy.blocks[2].register_forward_pre_hook(fails)
+    try:
+        with pytest.raises(RuntimeError, match="device-side"):
+            attribute(model, nine_cases())
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(("free", "checkpoints", "batches"), [(10**9, False, [9]), (300_000, True, None), (10, True, [1] * 9)])
+def test_memory_decides_on_checkpoints_and_batches(
+    free: int, checkpoints: bool, batches: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, cases = tiny_model("llama"), with_head(nine_cases())
+    whole = attribute(model, cases, 1)
+    monkeypatch.setattr(runs, "free_memory", lambda _device: free)
+    assert runs.plan(model, cases).checkpoints == checkpoints
+    scored = graphs_of_batches(monkeypatch)
+    assert_equal_scores(attribute(model, cases, 1), whole)
+    if batches is None:
+        assert 1 < max(n for n, _ in scored) < len(cases)
+    else:
+        assert [n for n, _ in scored] == batches  # one at a time, come what may
+
+
+def test_graphs_fit_into_half_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, cases = tiny_model("llama"), with_head(nine_cases())
+    free = 600_000
+    monkeypatch.setattr(runs, "free_memory", lambda _device: free)
+    scored = graphs_of_batches(monkeypatch)
+    attribute(model, cases, 1, checkpoints=False)
+    assert max(n for n, _ in scored) > 1
+    assert free / 8 < max(held for _, held in scored) < free / 2
+
+
+def graphs_of_batches(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Cases of each batch, and bytes that its graphs hold; a list that grows."""
+    scored: list[tuple[int, int]] = []
+    score = gradient._Patching._score
+
+    def counted(self: Any, batch: Sequence[Case]) -> None:
+        with counting(self.model.model.parameters()) as held:
+            score(self, batch)
+        scored.append((len(batch), sum(held.values())))
+
+    monkeypatch.setattr(gradient._Patching, "_score", counted)
+    return scored
+
+
+@pytest.mark.parametrize(("checkpoints", "alive"), [(False, {BLOCKS}), (True, {0})])
+def test_checkpoints_hold_nothing_of_the_inside_of_a_block(checkpoints: bool, alive: set[int]) -> None:
+    model, cases = tiny_model("llama"), with_head(nine_cases())
+    inside: list[weakref.ref[Tensor]] = []
+    at_the_end: list[int] = []
+    handles = [
+        block.mlp.gate_proj.register_forward_hook(lambda _m, _a, output: inside.append(weakref.ref(output)))
+        for block in model.anatomy.blocks
+    ]
+    handles.append(
+        model.model.lm_head.register_forward_pre_hook(
+            lambda *_: at_the_end.append(sum(ref() is not None for ref in inside)) if torch.is_grad_enabled() else None
+        )
+    )
+    try:
+        attribute(model, cases, 3, checkpoints=checkpoints)
+    finally:
+        for handle in handles:
+            handle.remove()
+    # The first is without checkpoints always: it measures.
+    assert len(at_the_end) == 4
+    assert set(at_the_end[1:]) == alive
+
+
+def test_a_graph_is_counted_without_weights_and_once() -> None:
+    weight, entering = torch.randn(5, 7, requires_grad=False), torch.randn(3, 5, requires_grad=True)
+    with counting([weight]) as held:
+        states = entering @ weight  # keeps the weight alone, as that needs no gradient
+        out = states.exp()  # keeps its result
+        total = (out * out).sum()  # keeps that once more
+    assert held == {torch.device("cpu"): 3 * 7 * 4}
+    total.backward()
+
+
+def test_a_model_to_be_trained_gets_no_gradients() -> None:
+    model = tiny_model("llama", seed=9)
+    cases = with_head(nine_cases())
+    frozen = attribute(model, cases)
+    weights = list(model.model.parameters())
+    for weight in weights[1:]:
+        weight.requires_grad_(True)
+    try:
+        assert_equal_scores(attribute(model, cases), frozen)
+        assert [weight.requires_grad for weight in weights] == [False] + [True] * (len(weights) - 1)
+        assert all(weight.grad is None for weight in weights)
+    finally:
+        model.model.requires_grad_(False)
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_a_model_that_is_spread_over_devices(checkpoints: bool, tmp_path: Path) -> None:
+    """As device_map spreads it: each block's weights are fetched when it runs, here from the disk."""
+    plain, cases = tiny_model("llama"), with_head(nine_cases())
+    spread = copy.deepcopy(plain.model)
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    places |= {f"model.layers.{layer}": "disk" if layer % 2 else "cpu" for layer in range(BLOCKS)}
+    dispatch_model(spread, places, main_device="cpu", offload_dir=str(tmp_path))
+    assert spread.model.layers[1].mlp.up_proj.weight.is_meta
+    model = wrap("spread", spread, tokenizer_of())
+    assert_equal_scores(attribute(model, cases, checkpoints=checkpoints), attribute(plain, cases))
+    readings = [model.dialogue.reading(text) for text in ("We won!", "We lost.", "A train leaves at nine.") * 3]
+    for site in SITES:
+        torch.testing.assert_close(token_means(model, readings, site), token_means(plain, readings, site), rtol=1e-4, atol=1e-5)
+    forwards = [vars(block).get("forward") for block in model.anatomy.blocks]
+    assert all(forward is not None for forward in forwards), "accelerate's own are in place again"
 
 
 def test_too_few_aligned_pairs() -> None:
@@ -224,7 +471,7 @@ def patched_by_hand(model: LanguageModel, family: str, site: str, layer: int, ca
 @pytest.mark.parametrize("at", ["last", "all", "first_difference"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exact_patching_by_hand(family: str, at: str) -> None:
-    model, cases = tiny_model(family), nine_cases()
+    model, cases = tiny_model(family), [*with_head(nine_cases()[:4]), *nine_cases()[4:]]
     for site in SITES:
         found = patch_exactly(model, cases, site, at)
         for row, case in enumerate(cases):
@@ -240,13 +487,24 @@ def test_exact_patching_by_hand(family: str, at: str) -> None:
 def test_the_whole_residual_stream_is_the_whole_run(family: str) -> None:
     """The degenerate case: at any block alike, patching it at all positions gives the clean metric."""
     model, cases = tiny_model(family), nine_cases()
-    runs: list[int] = []
-    scores = patch_exactly(model, cases, "residual", "all", runs.append)
+    told: list[tuple[int, int]] = []
+    scores = patch_exactly(model, cases, "residual", "all", lambda done, total: told.append((done, total)))
     found = attribute(model, cases)
     whole = (found.metric_clean - found.metric_corrupted)[:, None].expand(-1, BLOCKS)
     torch.testing.assert_close(scores, whole, atol=2e-4, rtol=1e-4)
     assert float(whole.abs().min()) > 1e-3
-    assert sum(runs) == BLOCKS
+    assert told[-1] == (len(cases) * BLOCKS, len(cases) * BLOCKS)
+    assert len(told) == BLOCKS
+
+
+def test_exact_patching_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, cases = tiny_model("llama"), [*nine_cases(), unaligned_case(20)]
+    whole = patch_exactly(model, cases, "attention")
+    monkeypatch.setattr(exact, "BATCH_TOKENS", 20)
+    told: list[int] = []
+    torch.testing.assert_close(patch_exactly(model, cases, "attention", on_progress=lambda n, _: told.append(n)), whole)
+    assert told == sorted(set(told))
+    assert told[-1] == 10 * BLOCKS
 
 
 def test_exact_patching_of_unequal_prompts() -> None:
@@ -394,16 +652,6 @@ def real(smollm2: LanguageModel) -> tuple[list[Case], Attribution]:
     return chosen, attribute(smollm2, chosen)
 
 
-EVERY_OTHER = slice(0, None, 2)
-
-
-@pytest.fixture(scope="module")
-def thinned(smollm2: LanguageModel) -> LanguageModel:
-    """The real model as if it had every other block's parts only: exact patching costs a run per block."""
-    parts = smollm2.anatomy
-    return replace(smollm2, anatomy=Anatomy(parts.blocks[EVERY_OTHER], parts.attention[EVERY_OTHER], parts.mlp[EVERY_OTHER]))
-
-
 def correlation(a: Tensor, b: Tensor) -> float:
     """Over blocks, of the means over pairs."""
     return float(stats.pearsonr(a.mean(0), b.mean(0)).statistic)
@@ -411,15 +659,15 @@ def correlation(a: Tensor, b: Tensor) -> float:
 
 @pytest.mark.real_model
 @pytest.mark.parametrize("site", SITES)
-def test_agrees_with_exact_patching_at_the_last_position(thinned: LanguageModel, real: Any, site: str) -> None:
+def test_agrees_with_exact_patching_at_the_last_position(smollm2: LanguageModel, real: Any, site: str) -> None:
     cases, found = real
-    assert correlation(found.last[site][:, EVERY_OTHER], patch_exactly(thinned, cases, site, "last")) >= 0.95
+    assert correlation(found.last[site], patch_exactly(smollm2, cases, site, "last")) >= 0.95
 
 
 @pytest.mark.real_model
-def test_agrees_with_exact_patching_of_attention_at_all_positions(thinned: LanguageModel, real: Any) -> None:
+def test_agrees_with_exact_patching_of_attention_at_all_positions(smollm2: LanguageModel, real: Any) -> None:
     cases, found = real
-    assert correlation(found.everywhere["attention"][:, EVERY_OTHER], patch_exactly(thinned, cases, "attention", "all")) >= 0.85
+    assert correlation(found.everywhere["attention"], patch_exactly(smollm2, cases, "attention", "all")) >= 0.85
 
 
 @pytest.mark.real_model
@@ -433,10 +681,10 @@ def test_agrees_with_exact_patching_of_mlps_at_all_positions(smollm2: LanguageMo
 
 
 @pytest.mark.real_model
-def test_agrees_with_exact_patching_at_the_first_difference(thinned: LanguageModel, real: Any) -> None:
+def test_agrees_with_exact_patching_at_the_first_difference(smollm2: LanguageModel, real: Any) -> None:
     cases, found = real
-    own = torch.stack([found.residual_by_position[row, EVERY_OTHER, case.first_difference] for row, case in enumerate(cases)])
-    assert correlation(own, patch_exactly(thinned, cases, "residual", "first_difference")) >= 0.85
+    own = torch.stack([found.residual_by_position[row, :, case.first_difference] for row, case in enumerate(cases)])
+    assert correlation(own, patch_exactly(smollm2, cases, "residual", "first_difference")) >= 0.85
 
 
 @pytest.mark.real_model

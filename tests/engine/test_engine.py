@@ -1,80 +1,25 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from reference import hooked_generate, replies
 from tiny_models import FAMILIES, WITH_SITES, hook_output, random_tokens, random_vector, tiny_model, true_parts
 from torch import Tensor, nn
 
-from emosteer.engine import Decoding, Engine, Reply, Request, RowSeed
-from emosteer.engine.cache import is_cacheable
+from emosteer.engine import Decoding, Engine, Request, RowSeed
 from emosteer.model.language_model import LanguageModel
+from emosteer.model.past import is_keyed
 from emosteer.steering import Push, Steering
 
+PATHS = ("shared", "stock", "reread")
 SCOPES = ("generated", "prompt", "all")
 GREEDY = Decoding(12)
 SAMPLED = Decoding(12, do_sample=True)
-
-
-def replies(engine: Engine, requests: Sequence[Request]) -> list[Reply]:
-    """Replies in the requests' order; each must come once."""
-    found: dict[int, Reply] = {}
-    for index, reply in engine.generate(requests):
-        assert index not in found
-        found[index] = reply
-    assert sorted(found) == list(range(len(requests)))
-    return [found[index] for index in range(len(requests))]
-
-
-def hooked_generate(
-    model: LanguageModel, request: Request, places: dict[tuple[str, int], nn.Module], stop: Iterable[int] = ()
-) -> tuple[int, ...]:
-    """A row alone by transformers' own `generate`, with a hook for each push; the stop token cut off.
-
-    The first forward reads the prompt, each later one a token of the reply.
-    """
-    scope = request.steering.scope if request.steering else ""
-
-    def adder(vector: Tensor) -> Any:
-        forwards = 0
-
-        def add(states: Tensor) -> Tensor:
-            nonlocal forwards
-            forwards += 1
-            if forwards > 1 and scope == "prompt":
-                return states
-            states = states.clone()
-            if forwards == 1 and scope == "generated":
-                states[:, -1] += vector
-            else:
-                states += vector
-            return states
-
-        return add
-
-    pushes = request.steering.pushes if request.steering else ()
-    handles = [hook_output(places[push.site, push.layer], adder(push.vector)) for push in pushes]
-    ids = torch.tensor([request.prompt])
-    decoding = request.decoding
-    try:
-        out = model.model.generate(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=decoding.max_new_tokens,
-            min_new_tokens=decoding.min_new_tokens or None,
-            eos_token_id=sorted(stop) or sorted(model.stop_tokens),
-            pad_token_id=model.pad_token_id,
-        )
-    finally:
-        for handle in handles:
-            handle.remove()
-    reply = out[0, len(request.prompt) :].tolist()
-    return tuple(reply[:-1] if reply[-1] in (set(stop) or model.stop_tokens) else reply)
 
 
 def places_of(family: str) -> dict[tuple[str, int], nn.Module]:
@@ -117,8 +62,8 @@ def test_a_mixed_batch_is_each_row_by_plain_hooks(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_caches(family: str) -> None:
-    assert is_cacheable(tiny_model(family).model.config)
-    assert Engine(tiny_model(family)).use_cache
+    assert is_keyed(tiny_model(family).model.config)
+    assert Engine(tiny_model(family)).path == ("stock" if family in ("falcon", "bloom") else "shared")
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -126,7 +71,7 @@ def test_every_family_caches(family: str) -> None:
 def test_with_and_without_a_cache(family: str, decoding: Decoding) -> None:
     model = tiny_model(family)
     requests = mixed_requests(sites_of(family), decoding)
-    assert replies(Engine(model), requests) == replies(Engine(model, use_cache=False), requests)
+    assert replies(Engine(model), requests) == replies(Engine(model, path="reread"), requests)
 
 
 @pytest.mark.parametrize("decoding", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -177,12 +122,13 @@ def stopping_model(family: str, requests: Sequence[Request]) -> LanguageModel:
     return replace(model, stop_tokens=frozenset(stop))
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
-@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "falcon"])
-def test_rows_that_end_leave_the_batch(family: str, use_cache: bool) -> None:
+@pytest.mark.parametrize(
+    ("family", "path"), [(f, p) for f in ("llama", "gemma3", "gpt2", "falcon") for p in PATHS if (f, p) != ("falcon", "shared")]
+)
+def test_rows_that_end_leave_the_batch(family: str, path: str) -> None:
     requests = mixed_requests(("residual",), Decoding(16))
     model = stopping_model(family, requests)
-    got = replies(Engine(model, use_cache=use_cache), requests)
+    got = replies(Engine(model, path=path), requests)
     assert [reply.tokens for reply in got] == [hooked_generate(model, r, places_of(family)) for r in requests]
     assert len({len(reply.tokens) for reply in got}) > 3  # ends at several steps
     for reply in got:
@@ -193,8 +139,9 @@ def test_rows_that_end_leave_the_batch(family: str, use_cache: bool) -> None:
 def test_a_batch_shrinks_as_rows_end(monkeypatch: pytest.MonkeyPatch) -> None:
     requests = mixed_requests(("residual",), Decoding(16))
     model = stopping_model("llama", requests)
+    engine = Engine(model)
     sizes = watch_batches(model, monkeypatch)
-    got = replies(Engine(model), requests)
+    got = replies(engine, requests)
     decoded = [rows for rows, positions in sizes if positions == 1][-16:]
     lengths = [len(reply.tokens) + reply.finished for reply in got]  # steps that a row takes
     for step, rows in enumerate(decoded[-max(lengths) :]):
@@ -203,15 +150,16 @@ def test_a_batch_shrinks_as_rows_end(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def watch_batches(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
-    """Shapes [row, position] of all forwards to come."""
+    """Shapes [row, position] of all forwards of the model's body to come."""
     shapes: list[tuple[int, int]] = []
-    forward = model.model.forward
+    body = model.model.get_decoder()
+    forward = body.forward
 
     def watching(*args: Any, **kwargs: Any) -> Any:
         shapes.append(tuple(kwargs["input_ids"].shape))
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(model.model, "forward", watching)
+    monkeypatch.setattr(body, "forward", watching)
     return shapes
 
 
@@ -225,24 +173,74 @@ def test_min_new_tokens(least: int) -> None:
     assert all(len(reply.tokens) >= least for reply in got)
 
 
-def test_a_prompt_is_prefilled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_rows_that_end_are_replaced(path: str) -> None:
+    """The batch stays full until nobody waits any more."""
+    requests = mixed_requests(("residual",), Decoding(16)) * 4
+    engine = Engine(stopping_model("llama", requests), batch_rows=8, path=path)
+    got = replies(engine, requests)
+    needed = sum(len(reply.tokens) + reply.finished for reply in got)  # row steps, if no row ever ran for nothing
+    assert engine.account.rows > 7
+    assert needed <= engine.account.row_steps <= 1.2 * needed
+
+
+@pytest.mark.parametrize("path", ["shared", "stock"])
+def test_a_prompt_is_read_once(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (prompt,) = tiny_model("llama"), random_tokens(9)
     requests = [
         Request(prompt, RowSeed(0, "a", 0), Steering((push("residual", layer, layer),)) if layer else None, Decoding(3))
         for layer in range(4)
     ]
+    engine = Engine(model, path=path)
     shapes = watch_batches(model, monkeypatch)
-    engine = Engine(model)
     replies(engine, requests)
     replies(engine, requests)
     assert [shape for shape in shapes if shape[1] > 1] == [(1, 8)]
+    assert engine.account.prefill_tokens == 8
 
 
-def test_steered_prefixes_are_not_kept() -> None:
+@pytest.mark.parametrize("path", ["shared", "stock"])
+def test_what_prompts_have_in_common_is_read_once(path: str) -> None:
+    system, one, other = random_tokens(30, 20, 20)
+    prompts = [system + one + own for own in random_tokens(3, 4, 5)] + [system + other + own for own in random_tokens(3, 4, 5)]
+    requests = [Request(prompt, RowSeed(0, str(i), 0), None, Decoding(3)) for i, prompt in enumerate(prompts)]
+    engine = Engine(tiny_model("llama"), path=path)
+    got = replies(engine, requests)
+    assert engine.account.prefill_tokens == 30 + 2 * 20 + 2 * (3 + 4 + 5 - 3)  # but for each prompt's last token
+    assert [reply.tokens for reply in got] == [hooked_generate(engine.model, r, places_of("llama")) for r in requests]
+
+
+@pytest.mark.parametrize("path", ["shared", "stock"])
+def test_a_steered_prompt_runs_no_block_below_the_steered_one(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    prompts = [random_tokens(12)[0] + own for own in random_tokens(4, 5)]
+    engine = Engine(model, path=path)
+    runs = [0] * 4
+    for layer, block in enumerate(model.anatomy.blocks):
+
+        def counting(*args: Any, layer: int = layer, forward: Any = block.forward, **kwargs: Any) -> Any:
+            runs[layer] += kwargs.get("hidden_states", args[0]).shape[1] > 1
+            return forward(*args, **kwargs)
+
+        monkeypatch.setattr(block, "forward", counting)
+    for layer in (1, 2):
+        steering = Steering((push("residual", layer, layer),), "all")
+        requests = [Request(prompt, RowSeed(0, str(i), 0), steering, Decoding(3)) for i, prompt in enumerate(prompts)]
+        got = replies(engine, requests)
+        assert [reply.tokens for reply in got] == [hooked_generate(model, r, places_of("llama")) for r in requests]
+    # What they have in common and the rest, unsteered, twice (whose output at another block was not kept); then what is above.
+    assert [runs[layer] - runs[0] for layer in range(4)] == [0, 0, 2, 4]
+
+
+def test_steered_prompts_are_not_kept() -> None:
     """Each serves one row: kept, they would fill the memory cell by cell."""
     engine, requests = Engine(tiny_model("llama")), mixed_requests()
     replies(engine, requests)
-    assert set(engine._prefixes) == {(request.prompt[:-1], None) for request in requests}
+    prompts = {request.prompt[:-1] for request in requests}
+    assert {tokens for tokens, steering in engine.prefixes._kept if steering is not None} <= {
+        tokens[:n] for tokens in prompts for n in range(len(tokens))
+    }
+    assert prompts <= {tokens for tokens, steering in engine.prefixes._kept if steering is None}
 
 
 def test_on_tokens_counts_every_token() -> None:
@@ -256,7 +254,8 @@ def test_on_tokens_counts_every_token() -> None:
 
 def limit_rows(model: LanguageModel, monkeypatch: pytest.MonkeyPatch, most: int, after: int = 0) -> None:
     """A machine whose memory holds `most` rows, from forward number `after` on."""
-    forward, n_forwards = model.model.forward, 0
+    body = model.model.get_decoder()
+    forward, n_forwards = body.forward, 0
 
     def limited(*args: Any, **kwargs: Any) -> Any:
         nonlocal n_forwards
@@ -267,44 +266,45 @@ def limit_rows(model: LanguageModel, monkeypatch: pytest.MonkeyPatch, most: int,
             )
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(model.model, "forward", limited)
+    monkeypatch.setattr(body, "forward", limited)
 
 
-@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("after", [0, 6, 20])
 @pytest.mark.parametrize("most", [1, 3, 7])
 def test_out_of_memory_halves_the_batch(
-    most: int, after: int, use_cache: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    most: int, after: int, path: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     requests = mixed_requests(("residual",), Decoding(16))
     model = stopping_model("llama", requests)
     expected = replies(Engine(model), requests)
+    engine = Engine(model, 8, path)
     limit_rows(model, monkeypatch, most, after)
-    engine = Engine(model, batch_rows=16, use_cache=use_cache)
     with caplog.at_level(logging.WARNING):
         assert replies(engine, requests) == expected
-    if after == 0:
+    if after == 0 and path != "reread":  # which reads rows of one length at a time, and so fewer
         assert engine.batch_rows is not None
-        assert most / 2 < engine.batch_rows <= most  # 16, 8, 4, ...
-        assert "out of memory with 16 rows" in caplog.text
+        assert most / 2 < engine.batch_rows <= most  # 8, 4, 2, 1
+        assert "out of memory with 8 rows" in caplog.text
 
 
 def test_out_of_memory_with_one_row_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model("llama")
-    limit_rows(model, monkeypatch, 0)
+    engine = Engine(tiny_model("llama"))
+    limit_rows(engine.model, monkeypatch, 0)
     with pytest.raises(RuntimeError, match="can't allocate memory"):
-        replies(Engine(model), mixed_requests())
+        replies(engine, mixed_requests())
 
 
 def test_other_errors_are_not_taken_for_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_model("llama")
+    engine = Engine(tiny_model("llama"))
+    model = engine.model
 
     def broken(*_args: Any, **_kwargs: Any) -> Any:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(model.model, "forward", broken)
+    monkeypatch.setattr(model.model.get_decoder(), "forward", broken)
     with pytest.raises(RuntimeError, match="shapes"):
-        replies(Engine(model), mixed_requests())
+        replies(engine, mixed_requests())
 
 
 @pytest.mark.parametrize("scope", SCOPES)
@@ -389,3 +389,60 @@ def test_the_real_model_sampled_in_another_order(smollm2: LanguageModel) -> None
     assert replies(Engine(smollm2, batch_rows=5), requests[::-1]) == whole[::-1]
     assert whole[0::3] == whole[2::3]  # coefficient 0
     assert whole[0::3] != whole[1::3]
+
+
+class Replays:
+    """In place of CUDA graphs, for which there is no GPU here: what was recorded runs again, and gets nothing but its inputs.
+
+    As with a graph, whatever else the step looked at when it was recorded stays as it was then.
+    """
+
+    made = replayed = 0
+
+    def record(self, work: Any, inputs: dict[str, Tensor]) -> Any:
+        self.made += 1
+        work(inputs)
+
+        def replay() -> Tensor:
+            self.replayed += 1
+            return work(inputs)
+
+        return replay
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "mixtral"])
+def test_recorded_steps_depend_on_their_inputs_alone(family: str) -> None:
+    requests = mixed_requests(("residual",), Decoding(16)) * 3
+    model = stopping_model(family, requests)
+    expected = replies(Engine(model), requests)
+    engine, recorder = Engine(model, batch_rows=8), Replays()
+    engine.chooser.recorder = recorder
+    assert replies(engine, requests) == expected
+    assert recorder.replayed > 3 * recorder.made
+
+
+def test_a_step_that_cannot_be_recorded_runs_as_it_comes(caplog: pytest.LogCaptureFixture) -> None:
+    class Refuses:
+        def record(self, work: Any, inputs: dict[str, Tensor]) -> Any:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    requests = mixed_requests(("residual",))
+    expected = replies(Engine(tiny_model("llama")), requests)
+    engine = Engine(tiny_model("llama"))
+    engine.chooser.recorder = Refuses()
+    assert replies(engine, requests) == expected
+    assert "steps cannot be recorded" in caplog.text
+
+
+def test_recordings_that_give_other_logits_are_not_used(caplog: pytest.LogCaptureFixture) -> None:
+    class Stale:
+        def record(self, work: Any, inputs: dict[str, Tensor]) -> Any:
+            output = work(inputs)
+            return lambda: output
+
+    engine = Engine(tiny_model("llama"))
+    engine.chooser.recorder, engine.chooser._tried = Stale(), 0
+    engine.chooser.choose(0)
+    assert engine.chooser.recorder is None
+    assert engine.path == "shared"
+    assert "none are recorded" in caplog.text

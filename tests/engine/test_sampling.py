@@ -10,7 +10,7 @@ from tiny_models import WIDTH, random_vector
 from torch import Tensor
 
 from emosteer.engine import Decoding, Request, RowSeed
-from emosteer.engine.sampling import choose_tokens, gumbel_noise
+from emosteer.engine.sampling import checked, choose_tokens, gumbel_noise
 from emosteer.steering import Push, Steering
 
 LOGITS = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, 1.5, -3.0, 0.9])
@@ -21,8 +21,13 @@ def requests(n: int, decoding: Decoding, steering: Steering | None = None) -> li
     return [Request((1,), RowSeed(7, f"prompt {i % 40}", i // 40), steering, decoding) for i in range(n)]
 
 
+def next_tokens(logits: Tensor, rows: list[Request], step: int, stop_tokens: frozenset[int]) -> Tensor:
+    """The next token of rows that have all generated as many."""
+    return torch.tensor(checked(choose_tokens(logits.clone(), rows, [step] * len(rows), stop_tokens).tokens.tolist()))
+
+
 def sampled(decoding: Decoding, step: int = 3) -> np.ndarray:
-    rows = choose_tokens(LOGITS.repeat(N, 1), requests(N, decoding), step, frozenset())
+    rows = next_tokens(LOGITS.repeat(N, 1), requests(N, decoding), step, frozenset())
     return np.bincount(rows.numpy(), minlength=len(LOGITS))
 
 
@@ -42,7 +47,7 @@ def test_frequencies_are_the_softmax(temperature: float) -> None:
 
 def test_steps_are_independent() -> None:
     decoding = Decoding(do_sample=True)
-    rows = [choose_tokens(LOGITS.repeat(N, 1), requests(N, decoding), step, frozenset()).numpy() for step in (0, 1)]
+    rows = [next_tokens(LOGITS.repeat(N, 1), requests(N, decoding), step, frozenset()).numpy() for step in (0, 1)]
     table = np.zeros((4, 4))
     np.add.at(table, (np.minimum(rows[0], 3), np.minimum(rows[1], 3)), 1)
     assert stats.chi2_contingency(table).pvalue > 0.001
@@ -91,26 +96,26 @@ def test_a_larger_vocabulary_begins_with_the_same_noise() -> None:
 def test_batch_order_and_size_change_nothing() -> None:
     logits = torch.randn(30, 50, generator=torch.Generator().manual_seed(1))
     rows = requests(30, Decoding(do_sample=True, top_p=0.9, temperature=1.3))
-    whole = choose_tokens(logits, rows, 5, frozenset())
+    whole = next_tokens(logits, rows, 5, frozenset())
     order = torch.randperm(30, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(choose_tokens(logits[order], [rows[i] for i in order], 5, frozenset()), whole[order])
-    assert torch.equal(torch.cat([choose_tokens(logits[i : i + 1], rows[i : i + 1], 5, frozenset()) for i in range(30)]), whole)
+    assert torch.equal(next_tokens(logits[order], [rows[i] for i in order], 5, frozenset()), whole[order])
+    assert torch.equal(torch.cat([next_tokens(logits[i : i + 1], rows[i : i + 1], 5, frozenset()) for i in range(30)]), whole)
 
 
 def test_steered_and_unsteered_rows_share_noise() -> None:
     decoding = Decoding(do_sample=True)
     steering = Steering((Push("residual", 0, random_vector(0, 3.0, WIDTH)),))
     logits = torch.randn(200, 50, generator=torch.Generator().manual_seed(1))
-    plain = choose_tokens(logits, requests(200, decoding), 2, frozenset())
-    assert torch.equal(choose_tokens(logits, requests(200, decoding, steering), 2, frozenset()), plain)
+    plain = next_tokens(logits, requests(200, decoding), 2, frozenset())
+    assert torch.equal(next_tokens(logits, requests(200, decoding, steering), 2, frozenset()), plain)
     # Common random numbers: where a push moves the logits little, most draws stay (independent ones would agree in few).
-    moved = choose_tokens(logits + 0.05 * torch.randn(200, 50), requests(200, decoding, steering), 2, frozenset())
+    moved = next_tokens(logits + 0.05 * torch.randn(200, 50), requests(200, decoding, steering), 2, frozenset())
     assert float((moved == plain).float().mean()) > 0.85
 
 
 def greedy(logits: Tensor, decodings: list[Decoding], step: int, stop: frozenset[int]) -> list[int]:
     rows = [Request((1,), RowSeed(0, "a", 0), None, decoding) for decoding in decodings]
-    return choose_tokens(logits, rows, step, stop).tolist()
+    return next_tokens(logits, rows, step, stop).tolist()
 
 
 def test_greedy_rows_beside_sampled_ones() -> None:
@@ -138,3 +143,20 @@ def test_logits_that_are_no_numbers_are_an_error() -> None:
     logits[1, 3] = torch.nan
     with pytest.raises(FloatingPointError, match="not numbers"):
         greedy(logits, [Decoding(), Decoding()], 0, frozenset())
+
+
+def test_near_ties_are_told() -> None:
+    logits = torch.tensor([[3.0, 3.0 + 1e-6, 0.0], [3.0, 3.1, 0.0], [3.0, -20.0, 3.0]])
+    assert choose_tokens(logits.clone(), requests(3, Decoding()), [0] * 3, frozenset()).is_near.tolist() == [True, False, True]
+    # A tie with a token that must not come is none.
+    held = requests(3, Decoding(min_new_tokens=2))
+    assert choose_tokens(logits.clone(), held, [0] * 3, frozenset({0})).is_near.tolist() == [False] * 3
+
+
+def test_a_draw_at_the_edge_of_the_nucleus_is_told() -> None:
+    """Half of the probability belongs to the first token: whether `top_p` of 0.5 takes the second in is a matter of rounding."""
+    logits = torch.log(torch.tensor([0.5, 0.3, 0.2])).repeat(200, 1)
+    for top_p, is_told in ((0.5, True), (0.6, False)):
+        rows = requests(200, Decoding(do_sample=True, top_p=top_p))
+        near = choose_tokens(logits.clone(), rows, [0] * 200, frozenset()).is_near
+        assert bool(near.float().mean() > 0.3) == is_told  # of rows where the second token won, or the third

@@ -77,7 +77,11 @@ def test_a_sweep_has_a_cell_per_point_and_hydras_files_beside_each(swept: Desk) 
         assert f"coefficient: {cell.coefficient}\n" in (directory / "config.yaml").read_text()
         assert (directory / ".hydra" / "config.yaml").exists()
         assert (directory / ".hydra" / "hydra.yaml").exists()
-    assert (swept.directory / "said.txt").read_text().splitlines().count("loading tiny-llama") == 1
+    said = (swept.directory / "said.txt").read_text().splitlines()
+    assert said.count("loading tiny-llama") == 1
+    assert "1 CPU thread: engine.threads" in said
+    (took,) = [line for line in said if line.startswith("took: ")]
+    assert "importing" in took
 
 
 def test_what_a_sweep_wrote_is_whole(swept: Desk) -> None:

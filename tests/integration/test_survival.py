@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from conftest import Desk
+from same_results import assert_same_results
 
 SWEEP = (
     "-m",
@@ -26,26 +26,6 @@ SWEEP = (
 """12 cells, 12 controls, 1 baseline."""
 N_RECORDS = 25
 KILLS = 10
-
-
-def metrics_of(desk: Desk) -> pd.DataFrame:
-    """What a sweep came to, less what tells how and when it ran."""
-    results = desk.results().set_index("cell_id").sort_index()
-    return results.drop(columns=["sweep", "attempt", "seconds"])
-
-
-def assert_same_results(desk: Desk, reference: Desk) -> None:
-    """The replies to the letter, the metrics but for their last digits, each row once."""
-    assert desk.replies() == reference.replies()
-    ours, theirs = metrics_of(desk), metrics_of(reference)
-    assert not ours.index.duplicated().any()
-    # Ranks of rounded perplexities may change with the batch: what they settle is compared loosely.
-    loose = [column for column in ours if column.startswith("perplexity") and column.split("_")[-1] in ("p", "q", "perm")]
-    pd.testing.assert_frame_equal(ours.drop(columns=loose), theirs.drop(columns=loose), rtol=1e-6)
-    pd.testing.assert_frame_equal(ours[loose], theirs[loose], atol=0.05)
-    rows = pd.read_parquet(desk.sweep / "replies.parquet")
-    assert len(rows) == N_RECORDS * 6
-    assert not rows.duplicated(["cell_id", "prompt_id", "sample"]).any()
 
 
 def wait(process: subprocess.Popen[str], seconds: float, until: Callable[[], bool] = lambda: False) -> None:

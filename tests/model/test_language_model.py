@@ -5,12 +5,16 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from accelerate import dispatch_model
 from tiny_models import BLOCKS, WIDTH, bare_model, random_tokens, tiny_model, tokenizer_of
 
 from emosteer.config import ModelConfig
+from emosteer.engine import Engine, Request
+from emosteer.engine.request import Decoding, RowSeed
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel, choose_device, load, wrap
 from emosteer.model.source import find
+from emosteer.steering import Push, Steering
 
 
 @pytest.fixture
@@ -29,6 +33,26 @@ def test_what_is_loaded_is_what_was_saved(saved: Path) -> None:
     assert not any(p.requires_grad for p in model.model.parameters())
     assert torch.equal(model.model(ids).logits, bare_model("llama", 0)(ids).logits)
     assert model.dialogue.has_template
+
+
+def test_a_model_spread_over_all_devices_computes_the_same(saved: Path) -> None:
+    # Without GPUs all blocks lie on the CPU; what places them is the same.
+    model = load(ModelConfig(name="mine", path=str(saved), device="all"))
+    ids = torch.tensor(random_tokens(6))
+    assert torch.equal(model.model(ids.to(model.device)).logits.cpu(), bare_model("llama", 0)(ids).logits)
+
+
+def test_blocks_on_another_place_are_steered_alike(saved: Path) -> None:
+    """The last block's weights stay on the disk until it runs: its hooks see states that were moved, as between GPUs."""
+    whole = load(ModelConfig(name="mine", path=str(saved), device="cpu"))
+    split = load(ModelConfig(name="mine", path=str(saved), device="cpu"))
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    places |= {f"model.layers.{n}": "disk" if n == BLOCKS - 1 else "cpu" for n in range(BLOCKS)}
+    dispatch_model(split.model, places, offload_dir=str(saved / "offload"))
+    steering = Steering((Push("residual", BLOCKS - 1, torch.ones(WIDTH)),))
+    rows = [tuple(row) for row in random_tokens(3)]
+    requests = [Request(row, RowSeed(0, str(i), 0), steering, Decoding(4 + i)) for i, row in enumerate(rows)]
+    assert dict(Engine(split).generate(requests)) == dict(Engine(whole).generate(requests))
 
 
 def test_dtype_and_attention_come_from_the_config(saved: Path) -> None:

@@ -36,5 +36,5 @@ def test_an_install_runs_a_cell_of_the_real_model(source: str, distributions: Di
     assert results["status"].tolist() == ["done"]
     plugins = run([*emosteer, "--info", "plugins"], here)
     assert "hydra_plugins.emosteer" in plugins
-    optional = ("OptunaSweeper", "JoblibLauncher", "SlurmLauncher")
+    optional = ("OptunaSweeper", "JoblibLauncher", "BaseSubmititLauncher")
     assert [name in plugins for name in optional] == [source == "wheel"] * 3, "the extras come where they are asked for"

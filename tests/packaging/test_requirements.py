@@ -76,9 +76,10 @@ def closure(requirement: Requirement, seen: set[str]) -> Iterator[tuple[str, str
 def test_all_that_the_package_imports_is_declared() -> None:
     always = {canonicalize_name(Requirement(one).name) for one in DECLARED["dependencies"]}
     with_wandb = always | {canonicalize_name(Requirement(one).name) for one in EXTRAS["wandb"]}
+    with_submitit = always | {canonicalize_name(Requirement(one).name) for one in EXTRAS["slurm"]}
     owners = packages_distributions()
     for module in [*PROJECT.glob("emosteer/**/*.py"), *PROJECT.glob("launch/hydra_plugins/**/*.py")]:
-        declared = with_wandb if "wandb" in module.name else always
+        declared = with_wandb if "wandb" in module.name else with_submitit if module.match("slurm/script.py") else always
         needed = {canonicalize_name(owners.get(name, [name])[0]) for name in imported(module)}
         assert needed <= declared, f"{module.relative_to(PROJECT)} imports what is not declared"
 

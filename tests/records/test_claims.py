@@ -237,6 +237,18 @@ def test_everything_held_is_given_back(claims: Claims) -> None:
     assert list(claims.directory.iterdir()) == []
 
 
+def test_dead_leases_on_settled_cells_are_tidied_away_and_live_ones_stay(claims: Claims) -> None:
+    other = Claims(claims.directory, MINUTE)
+    for cell_id in ("settled", "another sweep's", "live"):
+        taken(other, cell_id)
+    for cell_id in ("settled", "another sweep's"):
+        rewrite(claims.directory / cell_id, pid=ended_process())
+
+    claims.tidy(["settled", "live", "never held"])
+
+    assert claims.taken() == {"another sweep's", "live"}
+
+
 def test_a_burial_that_comes_late_puts_a_fresh_lease_back(claims: Claims) -> None:
     """Two saw the dead lease; one buried it and claimed anew before the other buried."""
     path = taken(claims, "cell").path
@@ -248,6 +260,40 @@ def test_a_burial_that_comes_late_puts_a_fresh_lease_back(claims: Claims) -> Non
 
     assert owner(path)["token"] == fresh.token
     assert not list(claims.directory.glob(".tmp-*"))
+
+
+def test_who_buries_a_dead_lease_tells_of_it_though_another_gets_the_cell(claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else nobody would: who gets the cell in the moment between finds no lease there."""
+    dead = taken(claims, "cell")
+    rewrite(dead.path, pid=ended_process())
+    slow, fast = Claims(claims.directory, MINUTE), Claims(claims.directory, MINUTE)
+    bury = slow._bury
+
+    def bury_and_wait(path: Path, holder: dict[str, Any]) -> bool:
+        buried = bury(path, holder)
+        assert fast.take("cell") is not None
+        return buried
+
+    monkeypatch.setattr(slow, "_bury", bury_and_wait)
+    assert slow.take("cell") is None
+    assert slow.buried["cell"]["token"] == dead.token
+    assert fast.buried == {}
+
+
+def test_of_two_that_bury_one_tells(claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead = taken(claims, "cell")
+    rewrite(dead.path, pid=ended_process())
+    late = Claims(claims.directory, MINUTE)
+    bury = late._bury
+
+    def come_late(path: Path, holder: dict[str, Any]) -> bool:
+        assert claims.take("cell") is not None
+        return bury(path, holder)
+
+    monkeypatch.setattr(late, "_bury", come_late)
+    assert late.take("cell") is None
+    assert claims.buried["cell"]["token"] == dead.token
+    assert late.buried == {}
 
 
 def test_a_lease_that_is_released_meanwhile_is_no_earlier_attempt(claims: Claims, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from emosteer.errors import EmosteerError, Unwritable
-from emosteer.records.publish import TEMPORARY, naming, publish_directory, publish_file, publish_json, read_json
+from emosteer.records.publish import TEMPORARY, naming, publish_directory, publish_file, publish_files, publish_json, read_json
 
 KILLS = 12
 FILE_WRITER = """
@@ -227,6 +227,49 @@ def test_a_stale_handle_is_opened_again(tmp_path: Path, monkeypatch: pytest.Monk
     else:
         with pytest.raises(OSError, match="Stale"):
             read_json(tmp_path / "file")
+
+
+def test_files_are_published_together(tmp_path: Path) -> None:
+    contents: dict[Path, str | bytes] = {tmp_path / "a": "é", tmp_path / "deep" / "b": b"\x00", tmp_path / "c": ""}
+    (tmp_path / "c").write_text("old")
+
+    publish_files(contents)
+    publish_files({})
+
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()} == {Path("a"), Path("deep/b"), Path("c")}
+    assert [path.read_bytes() for path in contents] == ["é".encode(), b"\x00", b""]
+
+
+def test_of_files_that_are_published_together_all_are_flushed_before_one_is_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [tmp_path / name for name in "abcdefghijkl"]
+    there: list[int] = []
+    fsync = os.fsync
+
+    def watch(descriptor: int) -> None:
+        there.append(sum(path.exists() for path in paths))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    publish_files(dict.fromkeys(paths, "x"))
+
+    assert there == [0] * len(paths) + [len(paths)], "the files, and then their directory"
+
+
+@pytest.mark.parametrize("fails", ["writing", "flushing"])
+def test_of_files_that_are_published_together_one_that_fails_leaves_nothing(
+    tmp_path: Path, fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no directory")
+    if fails == "flushing":
+        monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    second = tmp_path / "file" / "b" if fails == "writing" else tmp_path / "b"
+
+    with pytest.raises(Unwritable, match="cannot write"):
+        publish_files({tmp_path / "a": "a", second: "b"})
+
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_names_are_flushed_with_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

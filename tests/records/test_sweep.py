@@ -275,7 +275,7 @@ def test_many_tasks_are_looked_at_by_listings(sweep: Sweep, store: Store, monkey
 
 
 def test_a_manifest_is_read_once(sweep: Sweep, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of 10,000 cells is 40 MB; what another process adds is seen all the same."""
+    """One of 10,000 cells takes a second; what another process adds is seen all the same."""
     join(sweep, grid(store, 0.1))
     mine = Sweep(sweep.paths.root, store)
     mine.tasks()

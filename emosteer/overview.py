@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
 from emosteer.records.cell import BASELINE, Cell
-from emosteer.records.leases import Holder, holders
+from emosteer.records.leases import Holder, Process, holders
 from emosteer.records.sweep import DONE, FAILED, PENDING, Sweep
+from emosteer.scoring.scorer import Scorer
 
 RUNNING = "running"
 STATES = (DONE, FAILED, RUNNING, PENDING)
@@ -26,11 +27,28 @@ class Standing:
     state: str
     """done, failed, running or pending."""
     holder: Holder | None = None
-    """Who runs it."""
+    """Who runs it; of a pending one whose lease it is, though that process has ended."""
+    attempt: int | None = None
+    """Which attempt it was or is; None where nobody has begun, or it is not known."""
+    node: str | None = None
+    """Where it ran or runs: as SLURM names it, else the host."""
+    job: str | None = None
+    """The SLURM job that ran or runs it; None outside of SLURM."""
+    seconds: float | None = None
+    """What it took; None where it is not done."""
+    lost: int = 0
+    """How many workers have ended while they held it."""
+    failure: dict[str, Any] | None = None
+    """Why it failed."""
 
     @property
     def model(self) -> str:
         return self.cell.model.config.name
+
+    def as_data(self) -> dict[str, Any]:
+        """Which task it is, how it stands, and where it runs or ran, as plain data."""
+        where = {"attempt": self.attempt, "node": self.node, "job": self.job}
+        return {"id": self.cell.id, "kind": self.cell.kind, "state": self.state, **where}
 
     @property
     def pair(self) -> str | None:
@@ -70,8 +88,12 @@ class Overview:
         return [one for one in self.standings if one.state == state]
 
 
-def overview(sweep: Sweep) -> Overview:
+def overview(sweep: Sweep, gone: Collection[Process] = ()) -> Overview:
     """Look at every task of a sweep, from its manifests, the store's records and its leases.
+
+    Args:
+        sweep: which one.
+        gone: processes that are known to have ended: what they hold is pending, though its lease has not expired.
 
     Raises:
         EmosteerError: a scorer that cannot be imported.
@@ -80,12 +102,31 @@ def overview(sweep: Sweep) -> Overview:
     scorers = sweep.scorers()
     lease_seconds = float(newest["settings"]["worker"]["lease_seconds"])
     live = {name: one for name, one in holders(sweep.store.paths.claims).items() if one.is_live(lease_seconds)}
-    standings = []
-    for task in sweep.tasks():
-        state, holder = sweep.state(task.cell, scorers), live.get(task.cell.id)
-        is_running = state == PENDING and holder is not None
-        standings.append(Standing(task.cell, RUNNING, holder) if is_running else Standing(task.cell, state))
+    lost = sweep.attempts()
+    standings = [_standing(sweep, task.cell, scorers, live.get(task.cell.id), lost[task.cell.id], gone) for task in sweep.tasks()]
     return Overview(standings, {key: value for key, value in newest.items() if key != "tasks"})
+
+
+def _standing(
+    sweep: Sweep, cell: Cell, scorers: Sequence[Scorer], holder: Holder | None, lost: int, gone: Collection[Process]
+) -> Standing:
+    state, record = sweep.looked_at(cell, scorers)
+    if state == DONE:
+        found = (record or {}).get("provenance") or {}
+        return Standing(cell, DONE, None, found.get("attempt"), _place(found), found.get("job"), found.get("seconds"), lost)
+    if state == FAILED:
+        why = sweep.failure(cell) or {}
+        return Standing(cell, FAILED, None, why.get("attempt"), _place(why), why.get("job"), None, lost, why)
+    if holder is None:
+        return Standing(cell, PENDING, lost=lost)
+    if holder.process in gone:
+        return Standing(cell, PENDING, holder, lost=lost)
+    return Standing(cell, RUNNING, holder, 1 + lost, holder.node or None, holder.job, None, lost)
+
+
+def _place(facts: Mapping[str, Any]) -> str | None:
+    """The node, or the host; records of before there were nodes know the host alone."""
+    return facts.get("node") or facts.get("host")
 
 
 def counted(standings: Iterable[Standing]) -> dict[str, int]:

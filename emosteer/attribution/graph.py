@@ -1,0 +1,68 @@
+"""The graph of a gradient: what it holds in memory, and how to hold less."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.checkpoint import checkpoint
+
+Bytes = Counter[torch.device]
+"""By device: a model may be spread over several."""
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Without gradients of any weight: a model that somebody else has loaded may be one to be trained."""
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
+
+
+@contextmanager
+def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Keep only what enters each block for the backward pass, which runs each block's forward once more.
+
+    Hooks on a block run once; those on modules inside of it run again, on tensors that belong to no graph.
+    Source: Chen et al. 2016, *Training Deep Nets with Sublinear Memory Cost*.
+    """
+    changed = list(blocks)
+    # A model that is spread over devices has forwards of its own on the instances.
+    own = [vars(block).get("forward") for block in changed]
+    for block in changed:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for block, forward in zip(changed, own, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward
+
+
+@contextmanager
+def counting(weights: Iterable[Tensor]) -> Iterator[Bytes]:
+    """Count the bytes that a graph built inside holds on to, other than the model's weights."""
+    seen = {weight.untyped_storage().data_ptr() for weight in weights}
+    held: Bytes = Counter()
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            held[tensor.device] += storage.nbytes()
+        return tensor.detach()  # the tensor itself would hold the graph that holds it, for ever
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor):
+        yield held

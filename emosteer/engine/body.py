@@ -1,0 +1,137 @@
+"""Running parts of a model by its own forward: without its head, its head alone, and its blocks from the middle on.
+
+No block is copied. What must not run gets, for the length of a call, a forward that returns what is known already.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from emosteer.engine.head import sliced
+from emosteer.model.anatomy import hidden
+from emosteer.model.capture import replace_output
+from emosteer.model.language_model import LanguageModel
+
+LOGITS_BYTES = {"cpu": 1 << 27}
+"""Most memory for the logits that are made at a time; elsewhere half a gigabyte."""
+
+
+class Body:
+    """A causal model without its head: token ids to the last hidden states, and those to logits."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        self.model = model
+        decoder = model.model.get_decoder()
+        self.decoder: nn.Module | None = None if decoder is None or decoder is model.model else decoder
+        self._output: Any = None
+        self._head: nn.Module = model.model.get_output_embeddings()
+        self._sliced = sliced(self._head)
+        most = LOGITS_BYTES.get(model.device.type, 1 << 29)
+        self.logit_rows = max(1, most // (4 * model.model.config.get_text_config().vocab_size))
+        """Rows whose logits are made at a time."""
+
+    def run(self, **inputs: Any) -> Tensor:
+        """The last hidden states [row, position, width]; of a model whose body cannot be had apart, logits in their place."""
+        if self.decoder is None:
+            logits: Tensor = self.model.model(**inputs).logits
+            return logits
+        output = self.decoder(**inputs)
+        states: Tensor = output[0]
+        self._output = copy.copy(output)
+        self._output["past_key_values"] = None  # not kept alive beyond its batch
+        return states
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits [row, vocabulary] of what `run` gave for one position [row, width]: with the model's own scale, bias and cap.
+
+        They may be overwritten by the next ones.
+        """
+        if self.decoder is None:
+            return states
+        output = copy.copy(self._output)
+        output["last_hidden_state"] = states[:, None]
+        # What the head reads of its inputs is nothing: they only have to be there.
+        with ExitStack() as stack:
+            stack.enter_context(_instead(self.decoder, lambda *_, **__: output))
+            if self._sliced:
+                stack.enter_context(_instead(self._head, self._sliced))
+            logits: Tensor = self.model.model(inputs_embeds=states[:, None], use_cache=False, logits_to_keep=1).logits
+        return logits[:, -1]
+
+    def in_chunks(self, states: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Logits of one position [row, width] some rows at a time: (rows, [those rows, vocabulary]), to be used before the next."""
+        for start in range(0, len(states), self.logit_rows):
+            rows = slice(start, start + self.logit_rows)
+            yield rows, self.logits(states[rows])
+
+
+@contextmanager
+def from_block(blocks: Sequence[nn.Module], first: int, states: Tensor, as_tuple: bool) -> Iterator[None]:
+    """Let the model run from block `first` on, as the model is called inside: the block before it puts out `states`.
+
+    Hooks on that block run, and see them.
+
+    Args:
+        states: [row, position, width], the output of block `first - 1`.
+        as_tuple: whether the blocks put out tuples.
+    """
+    with ExitStack() as stack:
+        for block in blocks[: first - 1]:
+            stack.enter_context(_instead(block, _passing(as_tuple)))
+        stack.enter_context(_instead(blocks[first - 1], lambda *_, **__: (states,) if as_tuple else states))
+        yield
+
+
+def _passing(as_tuple: bool) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        states = args[0] if args else kwargs["hidden_states"]
+        return (states,) if as_tuple else states
+
+    return forward
+
+
+@contextmanager
+def noting(blocks: Sequence[nn.Module], wanted: Sequence[int], seen: dict[int, Tensor]) -> Iterator[None]:
+    """Put the outputs [row, position, width] of the wanted blocks into `seen`, as the model runs inside."""
+
+    def keep(block: int) -> Callable[[Tensor], Tensor]:
+        def note(states: Tensor) -> Tensor:
+            seen[block] = states.clone()  # later blocks may write into it
+            return states
+
+        return note
+
+    with ExitStack() as stack:
+        for block in wanted:
+            stack.enter_context(replace_output(blocks[block], keep(block)))
+        yield
+
+
+def puts_out_tuples(block: nn.Module) -> tuple[list[bool], Any]:
+    """A list that gets, at each forward of a block, whether it put out a tuple; and the hook's handle."""
+    seen: list[bool] = []
+
+    def note(_module: nn.Module, _args: Any, output: Any) -> None:
+        seen.append(hidden(output) is not output)
+
+    return seen, block.register_forward_hook(note)
+
+
+@contextmanager
+def _instead(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Another forward for a module, as it is called inside."""
+    # accelerate, which spreads a model over devices, has put one there itself.
+    own = vars(module).get("forward")
+    vars(module)["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            vars(module).pop("forward")
+        else:
+            vars(module)["forward"] = own

@@ -1,0 +1,359 @@
+"""Whose fault it is when a worker cannot go on, and how it shares a sweep: with a tiny model, in this process."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_module
+from tiny_models import bare_model, tokenizer_of
+
+from emosteer import worker as workers
+from emosteer.config import register
+from emosteer.engine import Engine, Reply, Request
+from emosteer.errors import EmosteerError, MachineFault
+from emosteer.launcher import Job, open_sweep, submit
+from emosteer.planning import typed
+from emosteer.progress import Silent
+from emosteer.records.sweep import Sweep
+from emosteer.timesheet import PARTS
+from emosteer.worker import Worker
+
+SMALL = (
+    "model=custom",
+    "model.device=cpu",
+    "attribution=none",
+    "tracking=none",
+    "controls=none",
+    "prompts.limit=2",
+    "generation.max_new_tokens=2",
+    "engine.threads=1",
+    "layer=1",
+    "worker.max_attempts=3",
+)
+COEFFICIENTS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tiny")
+    bare_model("llama", 0).save_pretrained(directory)
+    tokenizer_of().save_pretrained(directory)
+    return directory
+
+
+def submitted(directory: Path, model: Path, *more: str) -> Sweep:
+    """Seven cells and their baseline, submitted and not run."""
+    register()
+    found = open_sweep(str(directory / "store"), directory / "sweep")
+    with initialize_config_module("emosteer.conf", version_base="1.3"):
+        overrides = (*SMALL, f"model.path={model}", *more)
+        config = compose("config", list(overrides))
+    jobs = []
+    for coefficient in COEFFICIENTS:
+        config.coefficient = coefficient
+        jobs.append(Job(typed(config), (*overrides, f"coefficient={coefficient}"), {}, directory))
+    submit(jobs, found)
+    return found
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, model: Path) -> Sweep:
+    """Seven cells and their baseline, submitted and not run."""
+    return submitted(tmp_path, model)
+
+
+def left(sweep: Sweep) -> int:
+    return len(sweep.unsettled(sweep.tasks(), sweep.scorers()))
+
+
+def claimed(worker: Worker) -> list[str]:
+    return [task.cell.id for task in worker._claim(worker._unsettled())]
+
+
+def lose(sweep: Sweep, cell_id: str, times: int) -> None:
+    """As if so many workers had been killed while they held a cell."""
+    cell = next(task.cell for task in sweep.tasks() if task.cell.id == cell_id)
+    for number in range(times):
+        sweep.record_loss(cell, f"token{number}", {"host": "far", "node": "n9", "job": f"7_{number}", "reason": "it was killed"})
+
+
+def test_a_broken_device_settles_no_cell(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(*_: Any) -> Iterator[Any]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        yield
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    worker = Worker(sweep, n_workers=2)
+    with pytest.raises(MachineFault, match="does not work any more: CUDA error"):
+        worker.run()
+    assert left(sweep) == len(COEFFICIENTS) + 1
+    assert list(sweep.store.paths.claims.glob("[!.]*")) == [], "others take its cells at once"
+
+
+def test_a_model_that_one_machine_cannot_load_is_left_to_others(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any) -> Any:
+        raise EmosteerError("model.path=/scratch/model does not exist")
+
+    monkeypatch.setattr(workers, "load", load)
+    with pytest.raises(MachineFault, match=r"cannot load .*: model.path=/scratch/model"):
+        Worker(sweep, n_workers=2).run()
+    assert left(sweep) == len(COEFFICIENTS) + 1
+    # Alone there is nobody to leave it to: the user is told of each cell.
+    Worker(sweep).run()
+    assert left(sweep) == 0
+    assert {json.loads(path.read_text())["exception"] for path in sweep.paths.failures.iterdir()} == {"EmosteerError"}
+
+
+def test_who_leaves_without_headway_counts_against_its_cells(sweep: Sweep) -> None:
+    worker = Worker(sweep, n_workers=2)
+    held = claimed(worker)
+    worker.give_up("its time ended")
+    assert set(sweep.attempts()) == set(held)
+    assert set(sweep.attempts().values()) == {1}
+
+    worker.n_published = 1
+    worker.give_up("its time ended")
+    assert set(sweep.attempts().values()) == {1}, "who has made headway was merely interrupted"
+
+
+def test_none_takes_more_than_its_share(sweep: Sweep) -> None:
+    one, other = Worker(sweep, n_workers=2), Worker(sweep, n_workers=2)
+    first, second = claimed(one), claimed(other)
+    assert len(first) == 4
+    assert len(second) == 4
+    assert not set(first) & set(second)
+
+
+def test_the_more_workers_a_cell_has_cost_the_fewer_run_beside_it(sweep: Sweep) -> None:
+    ids = [task.cell.id for task in sweep.tasks()]
+    for cell_id in ids[:3]:
+        lose(sweep, cell_id, 1)
+    lose(sweep, ids[3], 2)
+    worker = Worker(sweep)
+    worker.settings["worker"]["cells_per_claim"] = 8
+    batches = []
+    while batch := claimed(worker):
+        batches.append(batch)
+    # A quarter of the cells for each worker that was lost, and at last alone.
+    assert [len(batch) for batch in batches] == [4, 2, 1, 1]
+    assert all(len({sweep.attempts()[cell_id] for cell_id in batch}) == 1 for batch in batches)
+    assert [ids[3]] in batches
+
+
+def test_a_cell_that_has_cost_too_many_workers_is_given_up(sweep: Sweep) -> None:
+    doomed = sweep.tasks()[0].cell
+    lose(sweep, doomed.id, 3)
+    worker = Worker(sweep)
+    worker.run()
+    failure = sweep.failure(doomed)
+    assert failure is not None
+    assert failure["exception"] == "WorkerLost"
+    assert "3 workers ended while they held it, the last one in job 7_2 on n9: it was killed" in failure["message"]
+    assert worker.n_failed == 1
+    assert worker.n_published == len(COEFFICIENTS)
+    assert left(sweep) == 0
+
+    sweep.forget_failure(doomed)
+    assert sweep.attempts()[doomed.id] == 0, "a retry begins anew"
+    Worker(sweep).run()
+    assert sweep.store.is_done(doomed)
+
+
+def test_a_sweep_that_grows_while_a_worker_runs_is_run_to_its_end(
+    sweep: Sweep, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(sweep)
+    publish, published = worker.store.publish, []
+
+    def then_another_command_comes(*given: Any) -> bool:
+        if len(published) == len(COEFFICIENTS):  # the last
+            with initialize_config_module("emosteer.conf", version_base="1.3"):
+                overrides = [*SMALL, f"model.path={model}", "coefficient=0.9"]
+                submit(
+                    [Job(typed(compose("config", overrides)), tuple(overrides), {}, tmp_path)], Sweep(sweep.paths.root, sweep.store)
+                )
+        published.append(given[0])
+        return publish(*given)
+
+    monkeypatch.setattr(worker.store, "publish", then_another_command_comes)
+    worker.run()
+    assert len(sweep.tasks()) == len(COEFFICIENTS) + 2
+    assert left(sweep) == 0
+
+
+class Stages(Silent):
+    """Keeps what goes on."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def stage(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_it_tells_how_far_a_vector_is_and_reads_its_texts_once_for_all_sites(sweep: Sweep, tmp_path: Path, model: Path) -> None:
+    with initialize_config_module("emosteer.conf", version_base="1.3"):
+        overrides = [*SMALL, f"model.path={model}", "coefficient=0.1", "site=mlp"]
+        submit([Job(typed(compose("config", overrides)), tuple(overrides), {}, tmp_path)], sweep)
+    stages = Stages()
+    Worker(sweep, stages).run()
+    assert left(sweep) == 0
+    begun = [text for text in stages.texts if text == "emotion vector of joy_sadness"]
+    told = [text for text in stages.texts if text.startswith("emotion vector of joy_sadness: ")]
+    assert len(begun) == 2, "one for each site"
+    ends = [text for text in told if text.endswith(": 132 of 132 texts")]
+    assert len(ends) == 1
+    assert "residual norms: 48 of 48 texts" in stages.texts
+
+
+CLASSIFIERS = """
+calls = {"pooled": [], "whole": []}
+refused = set()
+
+def pooled(replies):
+    calls["pooled"].append(list(replies))
+    if refused & set(replies):
+        raise ValueError("it cannot read this")
+    return {"pooled": [float(len(reply)) for reply in replies]}
+
+pooled.per_reply = True
+
+def whole(replies):
+    calls["whole"].append(list(replies))
+    return {"whole": [float(len(set(replies)))] * len(replies)}
+"""
+
+
+@pytest.fixture
+def classifiers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Scorers of the user's own, of which one looks at each reply alone."""
+    (tmp_path / "my_classifiers.py").write_text(CLASSIFIERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_classifiers", raising=False)
+    import my_classifiers  # type: ignore[import-not-found]
+
+    module: ModuleType = my_classifiers
+    return module
+
+
+OWN = ("+scorers.pooled._target_=my_classifiers.pooled", "+scorers.whole._target_=my_classifiers.whole")
+
+
+def replies(sweep: Sweep) -> dict[str, list[str]]:
+    return {task.cell.id: [reply.reply for reply in sweep.store.replies(task.cell)] for task in sweep.tasks()}
+
+
+def scores(sweep: Sweep, scorer: str) -> dict[str, list[float]]:
+    """A metric that is named as its scorer, of each cell that has it."""
+    (key,) = [one.key for one in sweep.scorers() if one.name == scorer]
+    found = {task.cell.id: sweep.store.scores(task.cell, key) for task in sweep.tasks()}
+    return {cell_id: metrics[scorer] for cell_id, metrics in found.items() if metrics is not None}
+
+
+@pytest.mark.parametrize("room", ["all cells", "one cell"])
+def test_a_scorer_of_single_replies_gets_those_of_many_cells(
+    tmp_path: Path, model: Path, classifiers: ModuleType, monkeypatch: pytest.MonkeyPatch, room: str
+) -> None:
+    if room == "one cell":
+        monkeypatch.setattr(workers, "POOL_TOKENS", 1)
+    sweep = submitted(tmp_path, model, *OWN)
+    Worker(sweep).run()
+
+    texts = replies(sweep)
+    assert len({tuple(own) for own in texts.values()}) > 1
+    n_calls = 1 if room == "all cells" else len(texts)
+    assert len(classifiers.calls["pooled"]) == n_calls
+    assert len(classifiers.calls["whole"]) == len(texts)
+    if room == "all cells":
+        assert sorted(classifiers.calls["pooled"][0]) == sorted({text for own in texts.values() for text in own})
+    assert scores(sweep, "pooled") == {cell_id: [float(len(text)) for text in own] for cell_id, own in texts.items()}
+    assert scores(sweep, "whole") == {cell_id: [float(len(set(own)))] * len(own) for cell_id, own in texts.items()}
+
+
+def test_a_reply_that_a_scorer_cannot_bear_fails_its_cells_and_no_other(
+    tmp_path: Path, model: Path, classifiers: ModuleType, sweep: Sweep
+) -> None:
+    Worker(sweep).run()
+    texts = replies(sweep)
+    in_cells = {text: {cell_id for cell_id, own in texts.items() if text in own} for own in texts.values() for text in own}
+    text, bad = min(in_cells.items(), key=lambda item: len(item[1]))
+    assert 0 < len(bad) < len(texts)
+
+    classifiers.refused.add(text)
+    again = submitted(tmp_path, model, *OWN)
+    Worker(again).run()
+    assert set(scores(again, "pooled")) == set(texts) - bad
+    assert set(scores(again, "whole")) == set(texts), "the other scorers go on"
+    failures = [json.loads(path.read_text()) for path in again.paths.failures.iterdir()]
+    assert {failure["id"] for failure in failures} == bad
+    assert {failure["message"] for failure in failures} == {"it cannot read this"}
+
+
+def test_a_disk_that_fills_beside_the_decoding_ends_the_worker_and_settles_nothing(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker(sweep)
+    publish, published = worker.store.publish, []
+
+    def until_it_is_full(*given: Any) -> bool:
+        if len(published) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device", "/the/disk")
+        is_first = publish(*given)
+        published.append(given[0].id)
+        assert (sweep.store.paths.claims / given[0].id).exists(), "the lease is held until its cell is on the disk"
+        return is_first
+
+    monkeypatch.setattr(worker.store, "publish", until_it_is_full)
+    with pytest.raises(EmosteerError, match="/the/disk: No space left on device; give the same command again"):
+        worker.run()
+    assert worker.n_published == 3
+    assert {task.cell.id for task in sweep.tasks() if sweep.store.is_done(task.cell)} == set(published)
+    assert not sweep.paths.failures.exists() or list(sweep.paths.failures.iterdir()) == []
+    assert list(sweep.store.paths.claims.glob("[!.]*")) == [], "its leases are given back"
+    assert left(sweep) == len(COEFFICIENTS) + 1, "nothing has scores"
+
+
+def test_a_record_says_how_the_engine_went_and_where_the_time_did(
+    sweep: Sweep, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With a stand-in for the engine's arithmetic, which keeps its account as the engine does."""
+
+    def generate(
+        engine: Engine, requests: Sequence[Request], on_tokens: Callable[[int], None] = lambda n: None
+    ) -> Iterator[tuple[int, Reply]]:
+        account = engine.account
+        account.path, account.reason, account.batch_rows = "shared", "its first rows agree", 64
+        with account.timing("prefill"):
+            sum(range(100_000))
+        for _ in range(2):
+            account.steps, account.row_steps, account.tokens = account.steps + 1, account.row_steps + 16, account.tokens + 16
+            on_tokens(16)
+        yield from ((number, Reply((5, 6), finished=False)) for number in range(len(requests)))
+
+    caplog.set_level(logging.INFO, "emosteer")
+    told: list[tuple[int, float]] = []
+    monkeypatch.setattr(Engine, "generate", generate)
+    monkeypatch.setattr(workers.Silent, "tokens", lambda _, n, rows: told.append((n, rows)))
+    worker = Worker(sweep)
+    worker.run()
+    assert told == [(16, 16.0), (16, 16.0)]
+    records = [sweep.store.record(task.cell) for task in sweep.tasks()]
+    for found in (record["provenance"] for record in records if record):
+        assert (found["engine_path"], found["engine_reason"]) == ("shared", "its first rows agree")
+        assert (found["batch_rows"], found["rows"], found["threads"]) == (64, 16.0, 1)
+        assert found["tokens_per_second"] > 0
+        assert tuple(found["spent"]) == PARTS
+        assert found["spent"]["loading"] > 0
+        assert found["spent"]["prefill"] > 0
+    assert worker.sheet.generated.tokens == 32
+    assert worker.sheet.seconds["scoring"] > 0
+    assert "1 CPU thread: engine.threads" in caplog.messages
+    assert any(" goes the way shared: gives the logits" in message for message in caplog.messages)
