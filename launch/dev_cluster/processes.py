@@ -39,6 +39,8 @@ def of_cluster(directory: Path) -> list[Process]:
     """The processes of the cluster in a directory that this user may look into: daemons, step daemons and what jobs started.
 
     A job's process that dropped its environment is known by its host name's namespace, as long as another one of the node lives.
+    The youngest come first, so that a signal reaches children before their parents: where a parent dies, the kernel wakes its stopped
+    children with SIGHUP and SIGCONT, and they would have the time to put their things in order.
     """
     everyone = [int(path.name) for path in Path("/proc").glob("[0-9]*") if int(path.name) != os.getpid()]
     nodes = {pid: node for pid in everyone if (node := _node(pid, directory)) is not None}
@@ -47,7 +49,17 @@ def of_cluster(directory: Path) -> list[Process]:
         namespaces.pop(ours, None)
     if namespaces:
         nodes |= {pid: namespaces[_namespace(pid)] for pid in everyone if pid not in nodes and _namespace(pid) in namespaces}
-    return [Process(pid, _program(pid), node) for pid, node in nodes.items()]
+    return [Process(pid, _program(pid), nodes[pid]) for pid in sorted(nodes, key=_started, reverse=True)]
+
+
+def _started(pid: int) -> tuple[int, int]:
+    """Sorts processes by their age: clock ticks from the machine's boot to their start, and their number."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0, pid
+    # The program's name stands in parentheses, and may hold some itself.
+    return int(stat.rpartition(")")[2].split()[19]), pid
 
 
 def _node(pid: int, directory: Path) -> str | None:
