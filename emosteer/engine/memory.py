@@ -11,6 +11,8 @@ MOST_ROWS = {"cpu": 448, "cuda": 512, "mps": 64}
 """Rows beyond which a batch gains nothing (measured on the CPU: nearly saturated at 224)."""
 SHARE = 4
 """A batch takes a part of the memory that is free: a quarter."""
+ENOUGH_ROWS, ENOUGH_BYTES = 192, 1 << 30
+"""On the CPU more rows than that gain little, and are taken only where their keys and values stay below so many bytes."""
 
 
 def most_rows(device: torch.device) -> int:
@@ -19,7 +21,7 @@ def most_rows(device: torch.device) -> int:
 
 
 def fitting_rows(model: LanguageModel, positions: int, at_once: int) -> int:
-    """Rows whose keys and values, counted generously, fill a quarter of the memory that is free; at least 1.
+    """Rows whose keys and values, counted generously, fill a quarter of the memory that is free, or on the CPU what is enough; at least 1.
 
     Args:
         model: the model.
@@ -29,8 +31,11 @@ def fitting_rows(model: LanguageModel, positions: int, at_once: int) -> int:
     config = model.model.config.get_text_config()
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_width = getattr(config, "head_dim", None) or model.width // config.num_attention_heads
-    per_position = 2 * model.n_blocks * kv_heads * head_width * model.dtype.itemsize
+    per_row = 2 * model.n_blocks * kv_heads * head_width * model.dtype.itemsize * max(1, positions)
     # Scores, their copies in float32, and what a sampled row's noise takes.
     logits = 4 * 4 * config.vocab_size * min(at_once, most_rows(model.device))
     room = free_memory(model.device) // SHARE - logits
-    return max(1, min(most_rows(model.device), room // (per_position * max(1, positions))))
+    most = most_rows(model.device)
+    if model.device.type == "cpu":
+        most = min(most, max(ENOUGH_ROWS, ENOUGH_BYTES // per_row))
+    return max(1, min(most, room // per_row))
