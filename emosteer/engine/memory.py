@@ -21,7 +21,7 @@ def most_rows(device: torch.device) -> int:
 
 
 def fitting_rows(model: LanguageModel, positions: int, at_once: int) -> int:
-    """Rows whose keys and values, counted generously, fill a quarter of the memory that is free, or on the CPU what is enough; at least 1.
+    """Rows whose keys and values, counted generously, fill a quarter of the free memory, or on the CPU are enough; at least 1.
 
     Args:
         model: the model.
