@@ -30,7 +30,9 @@ def outputs(model: LanguageModel, family: str, batch: PaddedBatch, steerings: Se
     width = batch.input_ids.shape[1]
     with ExitStack() as stack, torch.no_grad():
         if steerings is not None:
-            masks = [[0] * (width - n) + (s.mask(n - REPLY, n) if s else [0] * n) for s, n in zip(steerings, n_tokens, strict=True)]
+            masks = [
+                [0] * (width - n) + (s.strengths(n - REPLY, n) if s else [0] * n) for s, n in zip(steerings, n_tokens, strict=True)
+            ]
             plan = SteeringPlan(steerings, model.device, model.dtype)
             stack.enter_context(plan.applied(model.anatomy, torch.tensor(masks)))
         for layer in range(BLOCKS):
@@ -50,15 +52,15 @@ STEERED = {"generated": "...1111", "prompt": "1111...", "all": "1111111"}
 
 @pytest.mark.parametrize(("scope", "by_hand"), STEERED.items())
 def test_scopes_by_hand(scope: str, by_hand: str) -> None:
-    assert Steering((), scope).mask(4, 7) == [int(c == "1") for c in by_hand]
+    assert Steering((), scope).strengths(4, 7) == [int(c == "1") for c in by_hand]
 
 
 def test_a_prompt_of_one_token_is_its_own_last() -> None:
-    assert [Steering((), scope).mask(1, 3) for scope in ("generated", "prompt", "all")] == [[1, 1, 1], [1, 0, 0], [1, 1, 1]]
+    assert [Steering((), scope).strengths(1, 3) for scope in ("generated", "prompt", "all")] == [[1, 1, 1], [1, 0, 0], [1, 1, 1]]
 
 
 def is_steered(scope: str, row: int, position: int, width: int) -> bool:
-    """Of position `position` of the padded batch, said apart from `Steering.mask`."""
+    """Of position `position` of the padded batch, said apart from `Steering.strengths`."""
     own = position - (width - LENGTHS[row] - REPLY)
     if own < 0:
         return False
@@ -116,7 +118,7 @@ def test_several_pushes_of_a_row_add_up() -> None:
     torch.testing.assert_close(after["residual", 3][0, -4:], without_last["residual", 3][0, -4:] + d)
 
 
-def test_without_a_mask_every_position_is_steered_and_hooks_go_away() -> None:
+def test_without_strengths_every_position_is_steered_and_hooks_go_away() -> None:
     model, ids = tiny_model("llama"), torch.tensor(random_tokens(5))
     vector = random_vector(0, 4.0)
     plan = SteeringPlan([Steering((Push("residual", 3, vector),))], model.device, model.dtype)
@@ -143,6 +145,47 @@ def test_the_model_stays_in_its_dtype() -> None:
     assert not steered[0, 0].any()
 
 
+def test_strengths_decay_after_the_prompt() -> None:
+    assert Steering((), "generated", 0.5).strengths(3, 6) == [0, 0, 1, 0.5, 0.25, 0.125]
+    assert Steering((), "all", 0.5).strengths(3, 5) == [1, 1, 1, 0.5, 0.25]
+    assert Steering((), "prompt", 0.5).strengths(3, 5) == [1, 1, 1, 0, 0]
+    assert Steering((), "generated", 0.0).strengths(1, 3) == [1, 0, 0]
+
+
+@pytest.mark.parametrize("site", ["residual", "attention", "mlp"])
+@pytest.mark.parametrize("length", [0.0, 7.0, -3.0])
+def test_a_projection_is_set_and_all_else_is_left(site: str, length: float) -> None:
+    model, layer = tiny_model("llama"), 2
+    batch = pad_left(rows_of_lengths(), model.pad_token_id)
+    unit = random_vector(5, 1.0)
+    steering = Steering((Push(site, layer, length * unit, unit),), "all")
+    before = outputs(model, "llama", batch, None)[site, layer][2]
+    after = outputs(model, "llama", batch, [None, Steering((Push(site, layer, random_vector(1)),)), steering])[site, layer][2]
+    assert (before @ unit).abs().min() > 0.01
+    torch.testing.assert_close(after @ unit, torch.full((len(after),), length), atol=1e-5, rtol=0)
+    across = torch.eye(WIDTH) - torch.outer(unit, unit)
+    torch.testing.assert_close(after @ across, before @ across)
+
+
+def test_half_the_strength_goes_half_the_way() -> None:
+    model, unit = tiny_model("llama"), random_vector(5, 1.0)
+    batch = pad_left(rows_of_lengths(), model.pad_token_id)
+    steering = Steering((Push("residual", 2, 4.0 * unit, unit),), "generated", 0.5)
+    before = outputs(model, "llama", batch, None)["residual", 2][2] @ unit
+    after = outputs(model, "llama", batch, [None, None, steering])["residual", 2][2] @ unit
+    strengths = torch.tensor([0.0] * 6 + [1, 0.5, 0.25, 0.125])
+    torch.testing.assert_close(after, before + strengths * (4.0 - before), atol=1e-5, rtol=1e-5)
+
+
+def test_a_cleared_direction_stands_alone_at_its_place() -> None:
+    unit = random_vector(5, 1.0)
+    cleared, added = Push("residual", 2, 0 * unit, unit), Push("residual", 2, unit)
+    Steering((cleared, Push("residual", 1, unit), Push("mlp", 2, unit)))
+    for pushes in ((cleared, added), (cleared, cleared)):
+        with pytest.raises(ValueError, match="cleared at"):
+            Steering(pushes)
+
+
 def library_logits(model: LanguageModel, ids: Tensor, vector: SteeringVector, multiplier: float, first: int) -> Tensor:
     with torch.no_grad(), vector.apply(model.model, multiplier=multiplier, min_token_index=first):
         return model.model(ids).logits
@@ -150,7 +193,7 @@ def library_logits(model: LanguageModel, ids: Tensor, vector: SteeringVector, mu
 
 def our_logits(model: LanguageModel, ids: Tensor, steering: Steering, n_prompt: int) -> Tensor:
     plan = SteeringPlan([steering], model.device, model.dtype)
-    with torch.no_grad(), plan.applied(model.anatomy, torch.tensor([steering.mask(n_prompt, ids.shape[1])])):
+    with torch.no_grad(), plan.applied(model.anatomy, torch.tensor([steering.strengths(n_prompt, ids.shape[1])])):
         return model.model(ids).logits
 
 

@@ -22,7 +22,7 @@ from emosteer.engine.cache import State, holds_states, join_rows, prefill_cache
 from emosteer.model.language_model import LanguageModel
 from emosteer.model.memory import free_memory
 from emosteer.model.prefix import common_beginning
-from emosteer.steering import Additions, Steering
+from emosteer.steering import Interventions, Steering
 
 PREFILL_TOKENS = 4096
 """Tokens that are prefilled together."""
@@ -196,10 +196,10 @@ class Prefixes:
             mask = torch.tensor([[0] * (padding - job.past) + [1] * (job.past + longest) for job in jobs], device=device)
         seen: dict[int, Tensor] = {}
         blocks = self.model.anatomy.blocks
-        additions = Additions.alike(steering, device, self.model.dtype)
+        interventions = Interventions.alike(steering, device, self.model.dtype)
         kinds, handle = puts_out_tuples(blocks[-1])
         try:
-            with additions.applied(self.model.anatomy), noting(blocks, outputs, seen):
+            with interventions.applied(self.model.anatomy), noting(blocks, outputs, seen):
                 inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": starts + torch.arange(longest, device=device)}
                 if first:
                     states = _padded([job.branching(first - 1) for job in jobs], longest)

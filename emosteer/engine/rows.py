@@ -11,9 +11,8 @@ from torch import Tensor
 
 from emosteer.engine.prefixes import Key, Prefix
 from emosteer.engine.request import Request
-from emosteer.model.capture import Place
 from emosteer.model.language_model import LanguageModel
-from emosteer.steering import Additions
+from emosteer.steering import Interventions, Shape
 
 
 @dataclass(frozen=True)
@@ -26,8 +25,8 @@ class Extent:
     """The same, of prompts that a steering touches."""
     reply: int
     """Tokens of the longest reply."""
-    places: tuple[Place, ...]
-    """Where any is steered."""
+    steering: Shape
+    """What is done to any of their rows."""
 
     @classmethod
     def of(cls, requests: Sequence[Request]) -> Extent:
@@ -36,7 +35,7 @@ class Extent:
             prefix=max((len(r.prompt) - 1 for r in requests), default=0),
             private=max((len(r.prompt) - 1 for r in steered if r.steering and r.steering.touches_prefix), default=0),
             reply=max((r.decoding.max_new_tokens for r in requests), default=1),
-            places=tuple(dict.fromkeys((p.site, p.layer) for r in steered if r.steering for p in r.steering.pushes)),
+            steering=Shape.of(r.steering for r in steered),
         )
 
     @property
@@ -62,7 +61,7 @@ class Rows(Protocol):
 
 
 class Fed:
-    """What goes into a step besides the past: each row's newest token, and what is added to it.
+    """What goes into a step besides the past: each row's newest token, and what is done to its states.
 
     Args:
         model: the model.
@@ -73,7 +72,7 @@ class Fed:
     def __init__(self, model: LanguageModel, n_rows: int, extent: Extent) -> None:
         self.tokens = torch.zeros(n_rows, 1, dtype=torch.long, device=model.device)
         """[row, 1]"""
-        self.additions = Additions.nothing(extent.places, n_rows, model.width, model.device, model.dtype)
+        self.interventions = Interventions.nothing(extent.steering, n_rows, model.width, model.device, model.dtype)
         self._once: list[int] = []
         """Rows in their first step, whose steering ends with the prompt."""
 
@@ -81,19 +80,20 @@ class Fed:
         """Let rows begin with the last tokens of other requests' prompts."""
         device = self.tokens.device
         self.tokens[torch.tensor(rows, device=device), 0] = torch.tensor([request.prompt[-1] for request in requests], device=device)
-        self.additions.put(rows, [request.steering for request in requests])
+        self.interventions.put(rows, [request.steering for request in requests])
         self._once = [r for r, q in zip(rows, requests, strict=True) if q.steering is not None and not q.steering.touches_reply]
 
     def keep(self, rows: Tensor) -> None:
         """Drop all rows but these."""
         self.tokens = self.tokens[rows]
-        self.additions.keep(rows)
+        self.interventions.keep(rows)
 
     def append(self, tokens: Tensor) -> None:
         """Give each row its next token [row]."""
         self.tokens = tokens[:, None]
+        self.interventions.advance()
         if self._once:
-            self.additions.put(self._once, [None] * len(self._once))
+            self.interventions.put(self._once, [None] * len(self._once))
             self._once = []
 
 

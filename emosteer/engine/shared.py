@@ -203,7 +203,7 @@ class SharedRows:
         for number, layer in self.keyed:
             layer.view = view
             layer.is_private = inputs["own_from"] <= number if layer.any_private else None
-        with installed(self.model.model, self.layers), self.fed.additions.applied(self.model.anatomy):
+        with installed(self.model.model, self.layers), self.fed.interventions.applied(self.model.anatomy):
             states = self.body.run(
                 input_ids=inputs["tokens"],
                 position_ids=view.query_positions[:, None],

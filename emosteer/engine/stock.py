@@ -86,7 +86,7 @@ class StockRows:
     def step(self) -> Iterator[tuple[slice, Tensor]]:
         """Run the rows' newest tokens; logits of the next ones, a few rows at a time: (rows, [those rows, vocabulary])."""
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
-        with self.fed.additions.applied(self.model.anatomy):
+        with self.fed.interventions.applied(self.model.anatomy):
             states = self.body.run(
                 input_ids=self.fed.tokens,
                 attention_mask=self.mask,

@@ -23,14 +23,14 @@ def logits_of_whole(model: LanguageModel, requests: Sequence[Request], replies: 
         n_last: positions.
     """
     texts = [[*request.prompt, *reply] for request, reply in zip(requests, replies, strict=True)]
-    steered = [_steered(request, len(text)) for request, text in zip(requests, texts, strict=True)]
+    strengths = [_strengths(request, len(text)) for request, text in zip(requests, texts, strict=True)]
     plan = SteeringPlan([request.steering for request in requests], model.device, model.dtype)
-    with plan.applied(model.anatomy, torch.tensor(steered, device=model.device)):
+    with plan.applied(model.anatomy, torch.tensor(strengths, device=model.device)):
         ids = torch.tensor(texts, device=model.device)
         logits: Tensor = model.model(input_ids=ids, use_cache=False, logits_to_keep=n_last).logits
     return logits[:, -n_last:]
 
 
-def _steered(request: Request, n_tokens: int) -> list[int]:
-    """1 for each position of a row's text that is steered."""
-    return request.steering.mask(len(request.prompt), n_tokens) if request.steering else [0] * n_tokens
+def _strengths(request: Request, n_tokens: int) -> list[float]:
+    """By how much each position of a row's text is steered."""
+    return request.steering.strengths(len(request.prompt), n_tokens) if request.steering else [0.0] * n_tokens

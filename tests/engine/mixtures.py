@@ -36,11 +36,12 @@ class PromptDraw:
 
 @dataclass(frozen=True)
 class RowDraw:
-    """A request: the number of its prompt, its pushes as (place, seed of the vector, length), and the rest."""
+    """A request: the number of its prompt, its pushes as (place, seed of the vector, length, whether it is cleared), and the rest."""
 
     prompt: int
-    pushes: tuple[tuple[Place, int, float], ...]
+    pushes: tuple[tuple[Place, int, float, bool], ...]
     scope: str
+    decay: float
     sample: int
     decoding: Decoding
 
@@ -58,13 +59,16 @@ class Mixture:
             Request(
                 self.prompts[row.prompt].tokens(row.prompt),
                 RowSeed(7, str(row.prompt), row.sample),
-                Steering(tuple(Push(*place, random_vector(seed, length)) for place, seed, length in row.pushes), row.scope)
-                if row.pushes
-                else None,
+                Steering(tuple(push_of(*push) for push in row.pushes), row.scope, row.decay) if row.pushes else None,
                 row.decoding,
             )
             for row in self.rows
         ]
+
+
+def push_of(place: Place, seed: int, length: float, is_cleared: bool) -> Push:
+    """Something added; or a projection set to a length, which may be none."""
+    return Push(*place, random_vector(seed, length), random_vector(seed, 1.0) if is_cleared else None)
 
 
 @lru_cache
@@ -92,11 +96,19 @@ def decodings(draw: st.DrawFn) -> Decoding:
 
 @st.composite
 def rows(draw: st.DrawFn, n_prompts: int, places: Sequence[Place]) -> RowDraw:
-    pushes = st.tuples(st.sampled_from(places), st.integers(0, 3), st.sampled_from([6.0, 2.0, 0.0, -4.0, 15.0]))
+    pushes = st.tuples(
+        st.sampled_from(places),
+        st.integers(0, 3),
+        st.sampled_from([6.0, 2.0, 0.0, -4.0, 15.0]),
+        st.sampled_from([False, False, True]),
+    )
+    drawn = draw(st.lists(pushes, max_size=3))
+    where = [place for place, *_ in drawn]
     return RowDraw(
         draw(st.integers(0, n_prompts - 1)),
-        tuple(draw(st.lists(pushes, max_size=3))),
+        tuple((place, seed, length, is_cleared and where.count(place) == 1) for place, seed, length, is_cleared in drawn),
         draw(st.sampled_from(["generated", "prompt", "all"])),
+        draw(st.sampled_from([1.0, 1.0, 0.7, 0.0, 1.1])),
         draw(st.integers(0, 2)),
         draw(decodings()),
     )

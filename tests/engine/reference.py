@@ -1,7 +1,7 @@
 """What replies should be, computed slowly and plainly, and how far two replies may be apart.
 
-`Reference` reads the whole text of one row again for each token, by the model's own forward without a cache, adds each vector in a
-hook at the steered positions, and chooses the token by the definitions. `hooked_generate` is what people do today: transformers'
+`Reference` reads the whole text of one row again for each token, by the model's own forward without a cache, does what each push says
+in a hook at the steered positions, and chooses the token by the definitions. `hooked_generate` is what people do today: transformers'
 `generate` and a hook.
 """
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from emosteer.engine import Engine, Reply, Request, RowSeed
 from emosteer.model.capture import Place
 from emosteer.model.language_model import LanguageModel
+from emosteer.steering import Push
 
 TOLERANCE = 1e-5
 """Two float32 logits that are no further apart than this, relative to the row's largest, are tied: another order of the same sums
@@ -62,26 +63,34 @@ class Reference:
 
     @contextmanager
     def _steered(self, request: Request) -> Iterator[None]:
-        """Add the request's vectors while the model reads its text from the beginning."""
+        """Do what the request's pushes say while the model reads its text from the beginning."""
         n_prompt = len(request.prompt)
 
-        def at(vector: Tensor, scope: str) -> Any:
-            def add(states: Tensor) -> Tensor:
+        def at(push: Push, scope: str, decay: float) -> Any:
+            def steer(states: Tensor) -> Tensor:
                 start, stop = {
                     "generated": (n_prompt - 1, states.shape[1]),
                     "prompt": (0, n_prompt),
                     "all": (0, states.shape[1]),
                 }[scope]
                 states = states.clone()
-                states[:, start:stop] += vector.to(states)
+                for position in range(start, stop):
+                    change = push.vector.to(states)
+                    if push.cleared is not None:
+                        u = push.cleared.to(states)
+                        change = change - (states[0, position] @ u) * u
+                    # The prompt's last token has the full strength; every later one has less, or with a growing factor more.
+                    for _ in range(n_prompt, position + 1):
+                        change = change * decay
+                    states[0, position] += change
                 return states
 
-            return add
+            return steer
 
         steering = request.steering
         with ExitStack() as stack:
             for push in steering.pushes if steering else ():
-                handle = hook_output(self.places[push.site, push.layer], at(push.vector, steering.scope))
+                handle = hook_output(self.places[push.site, push.layer], at(push, steering.scope, steering.decay))
                 stack.callback(handle.remove)
             yield
 

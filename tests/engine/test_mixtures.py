@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 
 import pytest
 import torch
@@ -124,7 +125,11 @@ def test_the_mixtures_hold_what_they_should() -> None:
     assert 0.2 < sum(ended) / len(ended) < 0.8
     assert {row.scope for _, row in rows if row.pushes} == {"generated", "prompt", "all"}
     assert {len(row.pushes) for _, row in rows} == {0, 1, 2, 3}
-    assert {place for _, row in rows for place, _, _ in row.pushes} == zoo_places("llama").keys()
+    assert {place for _, row in rows for place, *_ in row.pushes} == zoo_places("llama").keys()
+    assert {(length != 0, is_cleared) for _, row in rows for _, _, length, is_cleared in row.pushes} == set(
+        product([True, False], repeat=2)
+    )
+    assert {row.decay for _, row in rows if row.pushes} == {1.0, 0.7, 0.0, 1.1}
     assert {1, 12} <= {row.decoding.max_new_tokens for _, row in rows}
     assert {(row.decoding.do_sample, row.decoding.top_p < 1) for _, row in rows} == {(False, False), (True, False), (True, True)}
     assert any(row.decoding.min_new_tokens > 0 for _, row in rows)
