@@ -33,7 +33,7 @@ from emosteer.model.source import resolve_layers
 from emosteer.one_line import one_line
 from emosteer.records.store import StoredReply
 from emosteer.scoring.scorer import Context, Scorer, find_scorers
-from emosteer.steering import Push, Steering
+from emosteer.steering import Steering, steering_along
 from emosteer.vectors import EmotionVector, checked, emotion_vector, random_direction, residual_norms
 
 CONF = Path(__file__).parent / "conf"
@@ -217,10 +217,12 @@ def steer(
     coefficient: float = 0.2,
     coefficient_unit: str = "fraction",
     scope: str = "generated",
+    intervention: str = "add",
+    decay: float = 1.0,
     seed: int = 0,
     **generation: Unpack[Generation],
 ) -> Replies:
-    """Replies while `coefficient` times the vector is added to what the vector's site puts out.
+    """Replies while `coefficient` times the vector is added to what its site puts out, or the like is done there.
 
     Prompts, seed and generation must be those of the unsteered replies that these shall be compared with.
 
@@ -232,24 +234,34 @@ def steer(
         coefficient: the added length in units of the block's residual norm, or a multiple of the raw vector.
         coefficient_unit: `fraction` or `raw`, accordingly.
         scope: the steered positions: `generated` (from the last prompt position on), `prompt`, or `all`.
+        intervention: `add` the vector; `set` the projection on its direction to the coefficient; or `ablate` the direction, whatever
+            the coefficient.
+        decay: factor from 0 to 1 by which the intervention weakens with each generated token.
         seed: as for `reply`.
         generation: as for `reply`.
 
     Raises:
-        EmosteerError: a block out of range, a coefficient that is not finite, an unknown scope or unit, a vector of another model's
-            shape, a site that the model has not, and all that `reply` raises.
+        EmosteerError: a block out of range, a coefficient that is not finite, an unknown scope, unit or intervention, a decay out of
+            range, a vector of another model's shape, a site that the model has not, and all that `reply` raises.
     """
     if not isinstance(vector, EmotionVector):
         raise EmosteerError(f"vector={vector!r}: give what build_vector, random_vector or load_vector returned")
     config = configuration(
-        coefficient=coefficient, coefficient_unit=coefficient_unit, scope=scope, seed=seed, site=vector.site, generation=generation
+        coefficient=coefficient,
+        coefficient_unit=coefficient_unit,
+        scope=scope,
+        intervention=intervention,
+        decay=decay,
+        seed=seed,
+        site=vector.site,
+        generation=generation,
     )
     layers = resolve_layers(plain(layer), model.n_blocks, model.name)
     if layers is None:
         raise EmosteerError("layer=auto: only the command asks attribution by itself; give attribute(model, pairs).ranking()[0]")
     _check_fits(vector, model)
-    pushes = [Push(vector.site, block, vector.added(block, config.coefficient, coefficient_unit)) for block in layers]
-    return _generate(model, prompts, config, Steering(tuple(pushes), scope))
+    steering = steering_along(vector, layers, config.coefficient, coefficient_unit, intervention, scope, config.decay)
+    return _generate(model, prompts, config, steering)
 
 
 def score(model: LanguageModel, replies: Replies, scorers: Iterable[str | Callable[..., Any]] | None = None) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from emosteer.config import (
     EFFECTS,
     ENGINE_PATHS,
+    INTERVENTIONS,
     METRICS,
     MODES,
     NUMBERS,
@@ -161,6 +162,7 @@ def check_values(config: Config) -> None:
         ("mode", config.mode, MODES),
         ("scope", config.scope, SCOPES),
         ("site", config.site, SITES),
+        ("intervention", config.intervention, INTERVENTIONS),
         ("coefficient_unit", config.coefficient_unit, UNITS),
         ("tracking.name", config.tracking.name, TRACKERS),
         ("tracking.mode", config.tracking.mode, TRACKING_MODES),
@@ -170,6 +172,7 @@ def check_values(config: Config) -> None:
             raise EmosteerError(f"{key}={value}: choose one of {', '.join(valid)}")
     if not math.isfinite(config.coefficient):
         raise EmosteerError(f"coefficient={config.coefficient}: give a finite number, such as 0.2")
+    _check_decay(config)
     for key, number, least in (
         ("generation.max_new_tokens", config.generation.max_new_tokens, 1),
         ("generation.min_new_tokens", config.generation.min_new_tokens, 0),
@@ -194,6 +197,13 @@ def check_values(config: Config) -> None:
     if are_shipped and config.pair.primary not in METRICS:
         raise EmosteerError(f"pair.primary={config.pair.primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
     _check_objective(config, are_shipped)
+
+
+def _check_decay(config: Config) -> None:
+    if not 0 <= config.decay <= 1:
+        raise EmosteerError(f"decay={config.decay}: give a number from 0 (the first token only) to 1 (the same strength throughout)")
+    if config.decay != 1 and config.scope == "prompt":
+        raise EmosteerError(f"decay={config.decay}: it weakens what is done to generated tokens, which scope=prompt leaves alone")
 
 
 def check_count(key: str, number: int, least: int = 1, most: int = MOST) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import MISSING
 
 SCOPES = ("generated", "prompt", "all")
+INTERVENTIONS = ("add", "set", "ablate")
 SITES = ("residual", "attention", "mlp")
 UNITS = ("fraction", "raw")
 MODES = ("reuse", "retry", "force")
@@ -230,6 +231,10 @@ class Config:
     """Positions that are steered: generated (the last of the prompt and the reply's), prompt, or all."""
     site: str = "residual"
     """What is steered: the residual stream after the block, or its attention's or mlp's output before it is added."""
+    intervention: str = "add"
+    """add the vector; set the projection on its direction to the coefficient; or ablate the direction, whatever the coefficient."""
+    decay: float = 1.0
+    """Factor from 0 to 1 by which the intervention weakens with each generated token."""
     model: ModelConfig = field(default_factory=ModelConfig)
     pair: PairConfig = field(default_factory=PairConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)

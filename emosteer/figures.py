@@ -74,7 +74,8 @@ def dose_response(results: pd.DataFrame, controls: pd.DataFrame, metric: str, ti
             axis.plot(random.index, random.to_numpy(), color=color, linestyle="--", marker="x", alpha=0.6)
     if len(controls):
         axis.plot([], [], color="0.4", linestyle="--", marker="x", label="random direction")
-    axis.plot(0, 0, color="black", marker="s", markersize=5, linestyle="", label="baseline")
+    if (results["intervention"] == "add").all():  # nothing added is the baseline; a projection set to nothing is not
+        axis.plot(0, 0, color="black", marker="s", markersize=5, linestyle="", label="baseline")
     axis.set_xlabel("coefficient (fraction of the residual norm)" if _is_fraction(results) else "coefficient (raw)")
     axis.set_ylabel(f"{metric}: difference from the baseline")
     axis.set_title(title)

@@ -20,6 +20,9 @@ from emosteer.tables import Tables, build
 
 log = logging.getLogger(__name__)
 
+APART = ["vector_method", "site", "scope", "intervention", "decay", "seed", "prompts", "coefficient_unit", "baseline_id"]
+"""Columns of `results` in which the cells of one figure agree, besides model and pair."""
+
 
 def finalise(sweep: Sweep, show: bool = True) -> Tables:
     """Write a sweep's tables and figures, log it to its tracker, and print the summary.
@@ -76,10 +79,10 @@ def figure_files(tables: Tables) -> dict[str, Any]:
         model, pair, primary = map(str, keys)
         if f"{primary}_delta" not in cells:
             continue
-        slices = list(cells.groupby(["vector_method", "site", "scope", "seed", "prompts", "coefficient_unit", "baseline_id"]))
+        slices = list(cells.groupby(APART))
         for number, (_, rows) in enumerate(slices):
             name = in_name(f"{pair}-{model}") + (f"-{number + 1}" if len(slices) > 1 else "")
-            controls = tables.controls[tables.controls["baseline_id"].isin(rows["baseline_id"])]
+            controls = tables.controls[tables.controls["control_key"].isin(rows["control_key"])]
             title = f"{primary} words per 100, {pair} on {model}"
             made[f"effect-{name}"] = figures.effect_heatmap(rows, primary, f"{title}:\ndifference from the baseline (* q < 0.05)")
             made[f"dose-response-{name}"] = figures.dose_response(rows, controls, primary, title)

@@ -90,12 +90,14 @@ def plan(config: Config) -> Plan:
     texts: dict[str, Sequence[Any]] = {}
     cell = _cell(config, texts)
     attribution = [Cell(ATTRIBUTION, cell.model, pair=cell.pair, attribution=cell.attribution)] if cell.attribution else []
-    controls = [cell.control(index) for index in range(config.controls.random)] if cell.coefficient != 0 else []
+    is_steered = cell.coefficient != 0 or cell.intervention != "add"
+    controls = [cell.control(index) for index in range(config.controls.random)] if is_steered else []
     return Plan([cell, cell.baseline(), *controls, *attribution], texts)
 
 
 def _cell(config: Config, texts: dict[str, Sequence[Any]]) -> Cell:
     source = _source(_frozen(config.model))
+    ablates = config.intervention == "ablate"
     layer = OmegaConf.to_container(config.layer) if OmegaConf.is_config(config.layer) else config.layer
     layers = resolve_layers(layer, source.n_blocks, config.model.name)
     uses_attribution = config.attribution.method != "none"
@@ -113,10 +115,13 @@ def _cell(config: Config, texts: dict[str, Sequence[Any]]) -> Cell:
         vector=_vector_spec(config, pair),
         neutral=_read(texts, "neutral", SHIPPED / "neutral" / "neutral.jsonl"),
         layers=layers,
-        coefficient=float(config.coefficient),
-        coefficient_unit=config.coefficient_unit,
+        # An ablation has no strength: a grid over coefficients has it once.
+        coefficient=0.0 if ablates else float(config.coefficient),
+        coefficient_unit="fraction" if ablates else config.coefficient_unit,
         scope=config.scope,
         site=config.site,
+        intervention=config.intervention,
+        decay=float(config.decay),
         attribution=AttributionSpec(pair.diagnostics, config.attribution) if uses_attribution else None,
     )
 

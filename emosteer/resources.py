@@ -25,7 +25,7 @@ from emosteer.records.cell import Cell
 from emosteer.records.claims import Claims
 from emosteer.records.publish import publish_directory, publish_file, publish_json, put_aside, read_bytes, read_json
 from emosteer.records.store import Resolved, Store
-from emosteer.steering import Push, Steering
+from emosteer.steering import Steering, steering_along
 from emosteer.vectors import EmotionVector, Reader, checked, emotion_vector, random_direction, residual_norms
 
 log = logging.getLogger(__name__)
@@ -67,10 +67,10 @@ class Resources:
         vector = self.vector(cell)
         layers = cell.layers if cell.layers is not None else self.chosen_blocks(cell)
         unit = cell.coefficient_unit
-        pushes = tuple(Push(cell.site, layer, vector.added(layer, cell.coefficient, unit)) for layer in layers)
+        steering = steering_along(vector, layers, cell.coefficient, unit, cell.intervention, cell.scope, cell.decay)
         if len(layers) > 1:
-            return Steering(pushes, cell.scope), Resolved(layers)
-        return Steering(pushes, cell.scope), Resolved(
+            return steering, Resolved(layers)
+        return steering, Resolved(
             layers,
             coefficient_raw=vector.raw_coefficient(layers[0], cell.coefficient, unit),
             coefficient_fraction=vector.fraction(layers[0], cell.coefficient, unit),

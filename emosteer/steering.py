@@ -17,6 +17,7 @@ from torch import Tensor
 
 from emosteer.model.anatomy import Anatomy
 from emosteer.model.capture import Place, replace_output
+from emosteer.vectors import EmotionVector
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +66,34 @@ class Steering:
         first = 0 if self.touches_prefix else n_prompt - 1
         stop = n_tokens if self.touches_reply else n_prompt
         return [self.decay ** max(0, at - n_prompt + 1) if first <= at < stop else 0.0 for at in range(n_tokens)]
+
+
+def steering_along(
+    vector: EmotionVector,
+    layers: Iterable[int],
+    coefficient: float,
+    unit: str = "fraction",
+    intervention: str = "add",
+    scope: str = "generated",
+    decay: float = 1.0,
+) -> Steering:
+    """An intervention along an emotion vector at one or several blocks.
+
+    Args:
+        vector: whose directions, residual norms and site are taken.
+        layers: blocks, 0-based.
+        coefficient: the length of what is added, or that the projection is set to; an ablation does not look at it.
+        unit: of the coefficient: `fraction` of the block's residual norm, or `raw` vectors.
+        intervention: `add` the vector, `set` the projection on its direction, or `ablate` the direction.
+        scope: the steered positions.
+        decay: factor by which it weakens with each generated token.
+    """
+    pushes = []
+    for layer in layers:
+        added = vector.added(layer, 0.0 if intervention == "ablate" else coefficient, unit)
+        cleared = None if intervention == "add" else vector.directions[layer] / vector.directions[layer].norm()
+        pushes.append(Push(vector.site, layer, added, cleared))
+    return Steering(tuple(pushes), scope, decay)
 
 
 @dataclass(frozen=True)

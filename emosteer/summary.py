@@ -22,7 +22,19 @@ READABLE_DUPLICATION = 0.3
 RULE = f"Readable: perplexity at most x{READABLE_PERPLEXITY_RATIO}, at most {READABLE_DUPLICATION} of the replies beginning alike."
 UNREADABLE = f"No cell raises its target and stays readable. {RULE}"
 AXES = (
-    *("model", "dtype", "site", "scope", "vector_method", "coefficient_unit", "seed", "prompts", "n_prompts"),
+    *(
+        "model",
+        "dtype",
+        "site",
+        "scope",
+        "intervention",
+        "decay",
+        "vector_method",
+        "coefficient_unit",
+        "seed",
+        "prompts",
+        "n_prompts",
+    ),
     *("n_samples", "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_p"),
 )
 """Axes that the table names where they vary; pair, blocks and coefficient have columns of their own."""
@@ -189,7 +201,7 @@ def _examples(tables: Tables, best: pd.Series[Any], heading: str) -> RenderableT
     baseline = replies[replies["cell_id"] == best["baseline_id"]].set_index(keys)
     table = Table(show_lines=True, title_justify="left", title_style="bold", expand=True)
     table.title = (
-        f"{heading}: {best['pair']}, block {best['layers']}, coefficient {best['coefficient']:g} "
+        f"{heading}: {best['pair']}, block {best['layers']}, {_how_hard(best)} "
         f"({best['primary']} {_value(best, best['primary'] + '_delta'):+.1f}, perplexity x{_value(best, 'perplexity_ratio'):.2f})"
     )
     if len(steered) > EXAMPLES:
@@ -200,6 +212,12 @@ def _examples(tables: Tables, best: pd.Series[Any], heading: str) -> RenderableT
         unsteered = str(baseline["reply"].get(key, ""))
         table.add_row(Text(str(row["prompt"])), Text(unsteered), Text(str(row["reply"])))
     return table
+
+
+def _how_hard(cell: pd.Series[Any]) -> str:
+    if cell["intervention"] == "ablate":
+        return "ablated"
+    return f"{'set to ' if cell['intervention'] == 'set' else ''}coefficient {cell['coefficient']:g}"
 
 
 def _value(row: pd.Series[Any], column: str) -> float:

@@ -206,6 +206,8 @@ def _axes(sweep: Sweep, cell: Cell, state: str, own: Scored | None) -> dict[str,
         "coefficient_raw": resolved.get("coefficient_raw"),
         "coefficient_fraction": resolved.get("coefficient_fraction"),
         "scope": cell.scope,
+        "intervention": cell.intervention,
+        "decay": cell.decay,
         "seed": cell.seed,
         "prompts": cell.prompts_name,
         "n_prompts": record.get("n_prompts"),
@@ -263,7 +265,8 @@ def _replies(store: Store, scored: Iterable[Scored], metrics: Sequence[str]) -> 
 def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[str, Any]) -> pd.DataFrame:
     groups: dict[str, list[Scored]] = {}
     for one in scored.values():
-        if one.cell.kind == CELL and one.cell.baseline_id in scored:
+        # A slope goes through the origin, where only an addition does nothing.
+        if one.cell.kind == CELL and one.cell.intervention == "add" and one.cell.baseline_id in scored:
             groups.setdefault(_trend_key(one), []).append(one)
     rows = []
     for key, unordered in groups.items():
@@ -302,6 +305,7 @@ def _trend_key(one: Scored) -> str:
         "layers": "+".join(map(str, one.record["resolved"]["layers"])),
         "coefficient_unit": cell.coefficient_unit,
         "scope": cell.scope,
+        "decay": cell.decay,
         "seed": cell.seed,
         "baseline_id": cell.baseline_id,
     }

@@ -106,6 +106,8 @@ class Cell:
     coefficient_unit: str = "fraction"
     scope: str = "generated"
     site: str = "residual"
+    intervention: str = "add"
+    decay: float = 1.0
     attribution: AttributionSpec | None = None
 
     @cached_property
@@ -225,7 +227,8 @@ class Cell:
             return f"{ATTRIBUTION}-{self.pair.name if self.pair else 'pair'}"
         assert self.vector is not None
         name = f"random{self.vector.index}" if self.kind == CONTROL or self.pair is None else self.pair.name
-        return f"{name}-L{self.layers_text}-c{self.coefficient:g}"
+        kind = "" if self.intervention == "add" else f"-{self.intervention}"
+        return f"{name}-L{self.layers_text}-c{self.coefficient:g}{kind}"
 
     def _identity(self) -> dict[str, Any]:
         if self.kind == ATTRIBUTION:
@@ -248,6 +251,8 @@ class Cell:
             "unit": self.coefficient_unit,
             "scope": self.scope,
             "site": self.site,
+            **({"intervention": self.intervention} if self.intervention != "add" else {}),
+            **({"decay": self.decay} if self.decay != 1 else {}),
         }
 
     def _vector_identity(self) -> dict[str, Any]:

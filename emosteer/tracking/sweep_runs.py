@@ -46,6 +46,8 @@ AXES: dict[str, type] = {
     "coefficient_raw": float,
     "coefficient_fraction": float,
     "scope": str,
+    "intervention": str,
+    "decay": float,
     "seed": int,
     "prompts": str,
     "n_prompts": int,
