@@ -67,6 +67,10 @@ def planned(store: Store, *overrides: str) -> list[Cell]:
 BAD = {
     "mode=again": "mode=again: choose one of reuse, retry, force",
     "scope=reply": "scope=reply: choose one of generated, prompt, all",
+    "intervention=remove": "intervention=remove: choose one of add, set, ablate",
+    "decay=1.5": "decay=1.5: give a number from 0 (the first token only) to 1",
+    "decay=nan": "decay=nan: give a number from 0 (the first token only) to 1",
+    "decay=0.9 scope=prompt": "decay=0.9: it weakens what is done to generated tokens, which scope=prompt leaves alone",
     "site=head": "site=head: choose one of residual, attention, mlp",
     "coefficient_unit=percent": "coefficient_unit=percent: choose one of fraction, raw",
     "vector.method=pca": "vector.method=pca: choose one of mean_difference, random",
@@ -125,7 +129,7 @@ BAD = {
 @pytest.mark.parametrize("override", BAD)
 def test_a_bad_value_is_refused_in_a_line_that_names_key_value_and_remedy(store: Store, override: str) -> None:
     with pytest.raises(EmosteerError) as raised:
-        planned(store, override)
+        planned(store, *override.split(" "))
 
     assert BAD[override] in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -265,11 +269,26 @@ def test_what_is_beside_the_replies_keeps_the_id(store: Store, override: str) ->
 @pytest.mark.parametrize(
     "override",
     ["seed=1", "layer=9", "coefficient=0.3", "coefficient=-0.2", "coefficient_unit=raw", "scope=all", "site=mlp",
+     "intervention=set", "intervention=ablate", "decay=0.9",
      "model=qwen3", "model.dtype=bfloat16", "pair=love_hate", "prompts=confirmation", "prompts.limit=5", "vector=random",
      "generation=sampled", "generation.max_new_tokens=61", "generation.min_new_tokens=1"],
 )  # fmt: skip
 def test_what_is_asked_of_the_replies_changes_the_id(store: Store, override: str) -> None:
     assert planned(store, override)[0].id != planned(store)[0].id
+
+
+def test_an_ablation_has_no_strength(store: Store) -> None:
+    """A grid over coefficients and units has it once; its controls are ablations too."""
+    grid = [
+        planned(store, "intervention=ablate", f"coefficient={c}", f"coefficient_unit={unit}")
+        for c in (0, 0.1)
+        for unit in ("fraction", "raw")
+    ]
+    assert len({cells[0].id for cells in grid}) == 1
+    cell, _, control, *_ = grid[0]
+    assert (cell.coefficient, control.kind, control.intervention) == (0.0, CONTROL, "ablate")
+    assert [one.kind for one in planned(store, "intervention=set", "coefficient=0")].count(CONTROL) == 1
+    assert [one.kind for one in planned(store, "coefficient=0")].count(CONTROL) == 0
 
 
 def test_texts_count_by_content_and_not_by_place(store: Store, tmp_path: Path) -> None:

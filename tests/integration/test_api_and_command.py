@@ -21,10 +21,11 @@ SAMPLED = {"max_new_tokens": 8, "do_sample": True, "temperature": 0.8, "n_sample
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, library: Path) -> Desk:
-    """One cell and its two controls at the attention, sampled, as the command runs them."""
+    """One cell and its two controls that set a projection at the attention, sampled, as the command runs them."""
     desk = Desk(tmp_path_factory.mktemp("ran"), tiny_directory, library)
     done = desk.run(
-        *(f"layer={LAYER}", f"coefficient={COEFFICIENT}", "site=attention", "scope=all", "controls.random=2", "seed=3"),
+        *(f"layer={LAYER}", f"coefficient={COEFFICIENT}", "site=attention", "scope=all", "intervention=set", "decay=0.9"),
+        *("controls.random=2", "seed=3"),
         *(f"generation.{key}={str(value).lower()}" for key, value in SAMPLED.items()),
         f"statistics.n_resamples={RESAMPLES}",
     )
@@ -50,7 +51,7 @@ def plain(model: LanguageModel) -> pd.DataFrame:
 
 def steered(model: LanguageModel, vector: EmotionVector, coefficient: float = COEFFICIENT) -> pd.DataFrame:
     prompts = emosteer.load_prompts("conversation", limit=6)
-    options = {"layer": LAYER, "coefficient": coefficient, "scope": "all", "seed": 3, **SAMPLED}
+    options = {"layer": LAYER, "coefficient": coefficient, "scope": "all", "intervention": "set", "decay": 0.9, "seed": 3, **SAMPLED}
     return emosteer.score(model, emosteer.steer(model, prompts, vector, **options))
 
 

@@ -93,6 +93,9 @@ MATTERS: dict[str, Change] = {
     "unit": changed(coefficient_unit="raw"),
     "scope": changed(scope="all"),
     "site": changed(site="mlp"),
+    "set": changed(intervention="set"),
+    "ablate": changed(intervention="ablate"),
+    "decay": changed(decay=0.9),
 }
 
 # Not changed by these: where the model lies, on what it runs, what things are called, what is measured.
@@ -248,7 +251,7 @@ def test_pairs_share_their_controls() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["weights", "seed", "prompts", "layer", "two layers", "coefficient", "sign", "unit", "scope", "site"]
+    "name", ["weights", "seed", "prompts", "layer", "two layers", "coefficient", "sign", "unit", "scope", "site", "set", "decay"]
 )
 def test_controls_belong_to_one_point_of_the_grid(name: str) -> None:
     other = MATTERS[name](BASE)
