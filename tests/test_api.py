@@ -87,7 +87,7 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
 def test_the_defaults_are_the_commands() -> None:
     conf = OmegaConf.load(CONF / "config.yaml")
     steer = defaults(emosteer.steer)
-    assert steer == {key: conf[key] for key in ("coefficient", "coefficient_unit", "scope", "seed")}
+    assert steer == {key: conf[key] for key in ("coefficient", "coefficient_unit", "scope", "intervention", "decay", "seed")}
     assert defaults(emosteer.reply) == {"seed": conf["seed"]}
     assert defaults(emosteer.build_vector) == {**OmegaConf.load(CONF / "vector" / "mean_difference.yaml"), "site": conf["site"]}
     statistics = OmegaConf.load(CONF / "statistics" / "default.yaml")
