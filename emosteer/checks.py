@@ -173,6 +173,7 @@ def check_values(config: Config) -> None:
     if not math.isfinite(config.coefficient):
         raise EmosteerError(f"coefficient={config.coefficient}: give a finite number, such as 0.2")
     _check_decay(config)
+    _check_instruction(config)
     for key, number, least in (
         ("generation.max_new_tokens", config.generation.max_new_tokens, 1),
         ("generation.min_new_tokens", config.generation.min_new_tokens, 0),
@@ -204,6 +205,11 @@ def _check_decay(config: Config) -> None:
         raise EmosteerError(f"decay={config.decay}: give a number from 0 (the first token only) to 1 (the same strength throughout)")
     if config.decay != 1 and config.scope == "prompt":
         raise EmosteerError(f"decay={config.decay}: it weakens what is done to generated tokens, which scope=prompt leaves alone")
+
+
+def _check_instruction(config: Config) -> None:
+    if config.controls.prompting and not config.controls.instruction.strip():
+        raise EmosteerError("controls.instruction is empty: say what the model shall feel, or set controls.prompting=false")
 
 
 def check_count(key: str, number: int, least: int = 1, most: int = MOST) -> None:

@@ -139,6 +139,10 @@ class ControlsConfig:
 
     random: int = 1
     """Random directions of the same length per layer and coefficient."""
+    prompting: bool = False
+    """Per pair, the unsteered model's replies under an instruction to feel the target emotion: what steering has to beat."""
+    instruction: str = "You feel deep {target} right now, and it shows in everything you say."
+    """That instruction, a system message; `{target}` stands for the pair's target emotion."""
 
 
 @dataclass

@@ -92,7 +92,12 @@ def plan(config: Config) -> Plan:
     attribution = [Cell(ATTRIBUTION, cell.model, pair=cell.pair, attribution=cell.attribution)] if cell.attribution else []
     is_steered = cell.coefficient != 0 or cell.intervention != "add"
     controls = [cell.control(index) for index in range(config.controls.random)] if is_steered else []
-    return Plan([cell, cell.baseline(), *controls, *attribution], texts)
+    prompting = [cell.prompting(_instruction(config))] if config.controls.prompting else []
+    return Plan([cell, cell.baseline(), *controls, *prompting, *attribution], texts)
+
+
+def _instruction(config: Config) -> str:
+    return config.controls.instruction.replace("{target}", config.pair.target)
 
 
 def _cell(config: Config, texts: dict[str, Sequence[Any]]) -> Cell:

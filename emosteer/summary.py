@@ -63,8 +63,8 @@ def summary(name: str, tables: Tables) -> RenderableType:
     parts: list[RenderableType] = [_headline(name, cells, tables.controls)]
     done = tables.replied
     if len(done):
-        parts += [_table(done), _legend(done)]
         best = best_readable(done)
+        parts += [_table(done), _legend(done), *_against_prompting(tables, best)]
         if best is not None:
             caveat = "" if _is_significant(best) else ", not significant"
             parts += [_examples(tables, best, f"Best readable cell{caveat}"), Text(RULE, style="dim")]
@@ -192,6 +192,30 @@ def _legend(cells: pd.DataFrame) -> Text:
     if smallest_p(n) > SIGNIFICANT:
         lines.append(f"With {n} prompts no p can be below {smallest_p(n):g}: use at least 6.")
     return Text("\n".join(lines), style="dim")
+
+
+def _against_prompting(tables: Tables, best: pd.Series[Any] | None) -> list[RenderableType]:
+    """A line for each pair: what asking for the emotion does without steering, and what the best cell does beyond that."""
+    lines: list[RenderableType] = []
+    for _, row in tables.prompted.iterrows():
+        primary = row["primary"]
+        if math.isnan(_value(row, f"{primary}_delta")):
+            continue
+        effect = _with_interval(row, f"{primary}_delta", primary)
+        p, ratio = _value(row, f"{primary}_p"), _value(row, "perplexity_ratio")
+        asked = f"Asked to feel {row['target']} instead of steered, {row['model']} gives {primary}"
+        line = f"{asked} {effect}, p={p:.3f}, perplexity x{ratio:.2f}."
+        if best is not None and (best["pair"], best["baseline_id"]) == (row["pair"], row["baseline_id"]):
+            beyond = f"{primary}_beyond_prompting"
+            line += (
+                f" The best readable cell against that: {_with_interval(best, beyond, beyond)}, {_q(_value(best, f'{beyond}_q'))}."
+            )
+        lines.append(Text(line))
+    return lines
+
+
+def _with_interval(row: pd.Series[Any], column: str, of: str) -> str:
+    return f"{_value(row, column):+.1f} [{_value(row, f'{of}_ci_low'):+.1f}, {_value(row, f'{of}_ci_high'):+.1f}]"
 
 
 def _examples(tables: Tables, best: pd.Series[Any], heading: str) -> RenderableType:

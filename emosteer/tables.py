@@ -18,7 +18,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from emosteer.errors import Damaged
-from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, Cell
+from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell
 from emosteer.records.store import Store, StoredReply
 from emosteer.records.sweep import DONE, PENDING, Sweep
 from emosteer.scoring.scorer import Scorer
@@ -26,6 +26,7 @@ from emosteer.statistics import dose_response, false_discovery_rate, paired_effe
 
 Floats = NDArray[np.float64]
 
+RANDOM = "random"
 TREND_METRICS = ("first_person", "sentiment", "perplexity", "duplication")
 """Besides each pair's primary metric."""
 
@@ -81,8 +82,13 @@ class Tables:
 
     @property
     def controls(self) -> pd.DataFrame:
-        """The rows of `results` that are controls."""
-        return self.results[self.results["is_control"]]
+        """The rows of `results` that are random directions, as controls."""
+        return self.results[self.results["is_control"] & (self.results["vector_method"] != PROMPTING)]
+
+    @property
+    def prompted(self) -> pd.DataFrame:
+        """The rows of `results` that are the unsteered model under an instruction."""
+        return self.results[self.results["is_control"] & (self.results["vector_method"] == PROMPTING)]
 
 
 def prompt_means(prompt_ids: Sequence[str], values: Sequence[float]) -> dict[str, float]:
@@ -115,11 +121,9 @@ def build(sweep: Sweep) -> Tables:
     # A cell that failed because of a scorer has its replies and other scores.
     scored = {cell_id: one for cell_id, one in read.items() if states[cell_id] != PENDING}
     metrics = list(dict.fromkeys(metric for one in scored.values() for metric in one.metrics))
-    controls: dict[str, list[Scored]] = {}
-    for one in scored.values():
-        if one.cell.kind == CONTROL:
-            controls.setdefault(one.cell.control_key, []).append(one)
-    rows = [_row(sweep, cell, states[cell.id], scored, controls, metrics, settings) for cell in cells if cell.kind in (CELL, CONTROL)]
+    rivals = Rivals.among(scored.values())
+    shown = [cell for cell in cells if cell.kind in (CELL, CONTROL, PROMPTING)]
+    rows = [_row(sweep, cell, states[cell.id], scored, rivals, metrics, settings) for cell in shown]
     results = _with_q(pd.DataFrame(rows), metrics)
     replies = _replies(sweep.store, scored.values(), metrics)
     attributions = {
@@ -147,7 +151,7 @@ def _row(
     cell: Cell,
     state: str,
     scored: dict[str, Scored],
-    controls: dict[str, list[Scored]],
+    rivals: Rivals,
     metrics: Sequence[str],
     settings: dict[str, Any],
 ) -> dict[str, Any]:
@@ -162,20 +166,54 @@ def _row(
     for metric, effect in zip(metrics, effects, strict=True):
         row |= {f"{metric}_{key}": value for key, value in asdict(effect).items()}
     row["perplexity_ratio"] = _ratio(row.get("perplexity_steered"), row.get("perplexity_baseline"))
-    # In an order of their own: sums that differ in their last bit rank differently.
-    matching = sorted(controls.get(cell.control_key, []), key=lambda control: control.cell.id) if cell.kind == CELL else []
-    row["n_controls"] = len(matching)
-    if matching:
-        random = mean_of([control.matrix(metrics, prompts) for control in matching])
-        beyond = paired_effects(steered, random, seed=seed_of(cell.id), **options)
-        for metric, effect in zip(metrics, beyond, strict=True):
-            row |= {
-                f"{metric}_beyond_random": effect.delta,
-                f"{metric}_beyond_random_ci_low": effect.ci_low,
-                f"{metric}_beyond_random_ci_high": effect.ci_high,
-                f"{metric}_beyond_random_p": effect.p,
-            }
+    row["n_controls"] = len(rivals.random_of(cell))
+    for name, matching in ((RANDOM, rivals.random_of(cell)), (PROMPTING, rivals.prompting_of(cell))):
+        if matching:
+            rival = mean_of([control.matrix(metrics, prompts) for control in matching])
+            beyond = paired_effects(steered, rival, seed=seed_of(cell.id), **options)
+            for metric, effect in zip(metrics, beyond, strict=True):
+                row |= {
+                    f"{metric}_beyond_{name}": effect.delta,
+                    f"{metric}_beyond_{name}_ci_low": effect.ci_low,
+                    f"{metric}_beyond_{name}_ci_high": effect.ci_high,
+                    f"{metric}_beyond_{name}_p": effect.p,
+                }
     return row
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """What cells have to beat, besides the baseline: random directions, and prompting for the emotion."""
+
+    random: dict[str, list[Scored]]
+    """By the key that a cell shares with its controls."""
+    prompting: dict[tuple[str, str], list[Scored]]
+    """By baseline and pair."""
+
+    @classmethod
+    def among(cls, scored: Iterable[Scored]) -> Rivals:
+        """Those that have replies."""
+        random: dict[str, list[Scored]] = {}
+        prompting: dict[tuple[str, str], list[Scored]] = {}
+        # In an order of their own: sums that differ in their last bit rank differently.
+        for one in sorted(scored, key=lambda one: one.cell.id):
+            if one.cell.kind == CONTROL:
+                random.setdefault(one.cell.control_key, []).append(one)
+            elif one.cell.kind == PROMPTING:
+                prompting.setdefault(_prompting_key(one.cell), []).append(one)
+        return cls(random, prompting)
+
+    def random_of(self, cell: Cell) -> list[Scored]:
+        """Those of a cell; none of a control."""
+        return self.random.get(cell.control_key, []) if cell.kind == CELL else []
+
+    def prompting_of(self, cell: Cell) -> list[Scored]:
+        """Those of a cell; none of a control."""
+        return self.prompting.get(_prompting_key(cell), []) if cell.kind == CELL else []
+
+
+def _prompting_key(cell: Cell) -> tuple[str, str]:
+    return cell.baseline_id, cell.pair.name if cell.pair else ""
 
 
 def _axes(sweep: Sweep, cell: Cell, state: str, own: Scored | None) -> dict[str, Any]:
@@ -183,31 +221,37 @@ def _axes(sweep: Sweep, cell: Cell, state: str, own: Scored | None) -> dict[str,
     record = own.record if own else {}
     resolved, provenance = record.get("resolved", {}), record.get("provenance", {})
     layers = tuple(resolved.get("layers") or cell.layers or ())
-    pair = cell.pair if cell.kind == CELL else None
+    pair = cell.pair if cell.kind in (CELL, PROMPTING) else None
     failure = sweep.failure(cell) or {}
-    assert cell.vector is not None
+    steering = (
+        {
+            "vector_id": cell.vector_id,
+            "vector_method": cell.vector.method,
+            "site": cell.site,
+            "layer": layers[0] if len(layers) == 1 else None,
+            "layers": "+".join(map(str, layers)) or cell.layers_text,
+            "layer_request": cell.layers_text,
+            "coefficient": cell.coefficient,
+            "coefficient_unit": cell.coefficient_unit,
+            "coefficient_raw": resolved.get("coefficient_raw"),
+            "coefficient_fraction": resolved.get("coefficient_fraction"),
+            "scope": cell.scope,
+            "intervention": cell.intervention,
+            "decay": cell.decay,
+        }
+        if cell.vector
+        else {"vector_method": PROMPTING}
+    )
     return {
         "cell_id": cell.id,
         "sweep": sweep.name,
-        "is_control": cell.kind == CONTROL,
+        "is_control": cell.kind != CELL,
         "model": cell.model.config.name,
         "dtype": cell.model.config.dtype,
         "pair": pair.name if pair else None,
         "target": pair.target if pair else None,
         "primary": pair.primary if pair else None,
-        "vector_id": cell.vector_id,
-        "vector_method": cell.vector.method,
-        "site": cell.site,
-        "layer": layers[0] if len(layers) == 1 else None,
-        "layers": "+".join(map(str, layers)) or cell.layers_text,
-        "layer_request": cell.layers_text,
-        "coefficient": cell.coefficient,
-        "coefficient_unit": cell.coefficient_unit,
-        "coefficient_raw": resolved.get("coefficient_raw"),
-        "coefficient_fraction": resolved.get("coefficient_fraction"),
-        "scope": cell.scope,
-        "intervention": cell.intervention,
-        "decay": cell.decay,
+        **steering,
         "seed": cell.seed,
         "prompts": cell.prompts_name,
         "n_prompts": record.get("n_prompts"),
@@ -218,18 +262,20 @@ def _axes(sweep: Sweep, cell: Cell, state: str, own: Scored | None) -> dict[str,
         "attempt": provenance.get("attempt", failure.get("attempt")),
         "seconds": provenance.get("seconds"),
         "baseline_id": cell.baseline_id,
-        "control_key": cell.control_key,
+        "control_key": cell.control_key if cell.vector else None,
     }
 
 
 def _with_q(results: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """Benjamini-Hochberg over the sweep's cells that are no controls, within each metric; typed and ordered columns."""
     if results.empty:
-        return pd.DataFrame(columns=["cell_id", "model", "status", "error", "is_control"]).astype({"is_control": bool})
+        return pd.DataFrame(columns=["cell_id", "model", "status", "error", "is_control", "vector_method"]).astype(
+            {"is_control": bool}
+        )
     results = results.assign(layer=results["layer"].astype("Int64"), attempt=results["attempt"].astype("Int64"))
     cells = ~results["is_control"]
     added: dict[str, pd.Series[float]] = {}
-    for name in [m for metric in metrics for m in (f"{metric}_p", f"{metric}_beyond_random_p")]:
+    for name in [m for metric in metrics for m in (f"{metric}_p", f"{metric}_beyond_random_p", f"{metric}_beyond_prompting_p")]:
         if name in results:
             q = pd.Series(np.nan, index=results.index)
             q[cells] = false_discovery_rate(results.loc[cells, name].to_numpy(dtype=float))

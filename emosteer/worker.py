@@ -315,7 +315,7 @@ class Worker:
         cell = task.cell
         steering, resolved = self._resources_of(loaded).steering(cell)
         prompts = self.store.prompts(cell.prompts)
-        requests = requests_for(loaded.model, prompts, cell.generation, cell.seed, steering, where=cell.prompts_name)
+        requests = requests_for(loaded.model, prompts, cell.generation, cell.seed, steering, cell.prompts_name, cell.instruction)
         return _Prepared(task, requests, resolved)
 
     def _reply(self, loaded: Loaded, prepared: Sequence[_Prepared], publisher: Publisher) -> None:

@@ -22,7 +22,7 @@ from emosteer.datasets import SHIPPED
 from emosteer.errors import EmosteerError
 from emosteer.model.source import ModelSource
 from emosteer.planning import plan, typed
-from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, Cell
+from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell
 from emosteer.records.store import Store
 
 N_BLOCKS = 30
@@ -71,6 +71,7 @@ BAD = {
     "decay=1.5": "decay=1.5: give a number from 0 (the first token only) to 1",
     "decay=nan": "decay=nan: give a number from 0 (the first token only) to 1",
     "decay=0.9 scope=prompt": "decay=0.9: it weakens what is done to generated tokens, which scope=prompt leaves alone",
+    "controls.prompting=true controls.instruction=": "controls.instruction is empty: say what the model shall feel",
     "site=head": "site=head: choose one of residual, attention, mlp",
     "coefficient_unit=percent": "coefficient_unit=percent: choose one of fraction, raw",
     "vector.method=pca": "vector.method=pca: choose one of mean_difference, random",
@@ -234,6 +235,26 @@ def test_a_cell_brings_its_baseline_its_controls_and_its_attribution(store: Stor
     assert cells[5].attribution_id == cells[0].attribution_id
     assert [cell.kind for cell in planned(store, "controls=none", "attribution=none")] == [CELL, BASELINE]
     assert [cell.kind for cell in planned(store, "coefficient=0", "attribution=none")] == [CELL, BASELINE]
+
+
+def test_prompting_is_shared_by_a_pairs_cells_and_told_apart_by_its_words(store: Store) -> None:
+    asked = [
+        next(cell for cell in planned(store, "controls.prompting=true", *more) if cell.kind == PROMPTING)
+        for more in (
+            [],
+            ["layer=3", "coefficient=0.1", "site=mlp"],
+            ["pair=trust_disgust"],
+            ["seed=1"],
+            ["controls.instruction=Be glad."],
+        )
+    ]
+    assert asked[0].id == asked[1].id
+    assert len({cell.id for cell in asked}) == 4
+    assert asked[0].instruction == "You feel deep joy right now, and it shows in everything you say."
+    assert "trust" in asked[2].instruction
+    assert asked[4].instruction == "Be glad."
+    assert asked[0].baseline_id == planned(store)[0].baseline_id
+    assert Cell.from_json(asked[0].to_json()) == asked[0]
 
 
 def test_a_random_direction_as_a_cell_is_none_of_its_controls(store: Store) -> None:

@@ -62,6 +62,24 @@ def test_it_fits_100_columns_and_says_what_was_run(sweep: Sweep) -> None:
     assert "unsteered" in text
 
 
+def test_it_says_what_asking_for_the_emotion_does(sweep: Sweep) -> None:
+    cell = made_up_cell(sweep.store)
+    asked = cell.prompting("Feel joy.")
+    join(sweep, [asked])
+    low = {metric: [min(v, 5.0) for v in values] for metric, values in random_scores(10, seed=5).items()}
+    publish(sweep.store, sweep.scorers(), asked, low, seed=9)
+    run(sweep, [cell])
+    tables = build(sweep)
+    (row,), (best,) = tables.prompted.to_dict("records"), tables.cells.to_dict("records")
+    text = " ".join(printed(sweep).split())
+
+    assert widest(printed(sweep)) <= 100
+    assert "1 cell (1 done), 1 random control, on made-up" in text
+    assert f"Asked to feel joy instead of steered, made-up gives joy {row['joy_delta']:+.1f} [" in text
+    assert best_readable(tables.cells) is not None
+    assert f"against that: {best['joy_beyond_prompting']:+.1f} [" in text
+
+
 def test_it_fits_100_columns_when_every_axis_varies(sweep: Sweep) -> None:
     other = sweep.store.keep_texts(made_up_prompts(11)[1:])
     changes: list[dict[str, Any]] = [

@@ -151,6 +151,33 @@ def test_the_effect_beyond_random_is_against_the_mean_of_the_matching_controls(s
     assert tables.controls["joy_beyond_random"].isna().all()
 
 
+def test_prompting_has_a_row_and_cells_an_effect_beyond_it(sweep: Sweep, store: Store) -> None:
+    cells = grid(store)
+    asked = {cell.pair.name: cell.prompting(f"Feel {cell.pair.target}.") for cell in cells if cell.pair}
+    join(sweep, list(asked.values()))
+    for cell in asked.values():
+        publish(store, sweep.scorers(), cell, seed=seed_of(cell), shift=3.0)
+    tables = run(sweep, cells)
+
+    assert set(tables.prompted["cell_id"]) == {cell.id for cell in asked.values()}
+    assert not set(tables.controls["cell_id"]) & set(tables.prompted["cell_id"])
+    for pair, cell in asked.items():
+        row = row_of(tables, cell)
+        assert (row["pair"], row["vector_method"], row["is_control"]) == (pair, "prompting", True)
+        assert row[["vector_id", "layer", "coefficient", "scope", "control_key", "joy_q", "joy_beyond_prompting"]].isna().all()
+        difference = per_prompt(tables.replies, cell.id, "joy") - per_prompt(tables.replies, cell.baseline_id, "joy")
+        assert row["joy_delta"] == pytest.approx(difference.mean())
+    for cell in cells:
+        assert cell.pair is not None
+        row = row_of(tables, cell)
+        for metric in METRICS:
+            difference = per_prompt(tables.replies, cell.id, metric) - per_prompt(tables.replies, asked[cell.pair.name].id, metric)
+            assert row[f"{metric}_beyond_prompting"] == pytest.approx(difference.mean())
+            assert row[f"{metric}_beyond_prompting_p"] == pytest.approx(stats.wilcoxon(difference).pvalue)
+    p, q = (tables.cells[f"joy_beyond_prompting_{one}"] for one in "pq")
+    assert list(q) == pytest.approx(list(multipletests(p, method="fdr_bh")[1]))
+
+
 def test_q_is_over_the_cells_and_not_their_controls(sweep: Sweep, store: Store) -> None:
     tables = run(sweep, grid(store))
 

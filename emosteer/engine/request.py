@@ -60,22 +60,24 @@ def requests_for(
     seed: int,
     steering: Steering | None = None,
     where: str = "prompts",
+    instruction: str = "",
 ) -> list[Request]:
-    """What a cell asks: a request per prompt and sample, in the order of the prompts, then samples.
+    """What a cell asks: a request per prompt and sample, in the order of the prompts, then samples; under an instruction, if any.
 
     Raises:
         EmosteerError: a prompt that does not fit into the model's context together with its reply; `where` says whose it is.
     """
     g = generation
     decoding = Decoding(g.max_new_tokens, g.min_new_tokens, g.do_sample, g.temperature, g.top_p)
-    tokens = {prompt.id: _fitting(model, where, prompt, g.max_new_tokens) for prompt in prompts}
+    tokens = {prompt.id: _fitting(model, where, prompt, g.max_new_tokens, instruction) for prompt in prompts}
     rows = [(prompt.id, sample) for prompt in prompts for sample in range(g.n_samples)]
     return [Request(tokens[prompt], RowSeed(seed, prompt, sample), steering, decoding) for prompt, sample in rows]
 
 
-def _fitting(model: LanguageModel, where: str, prompt: Prompt, max_new_tokens: int) -> tuple[int, ...]:
+def _fitting(model: LanguageModel, where: str, prompt: Prompt, max_new_tokens: int, instruction: str) -> tuple[int, ...]:
     """A prompt's tokens."""
-    tokens = model.dialogue.prompt(prompt.messages)
+    messages = model.dialogue.instructed(prompt.messages, instruction) if instruction else prompt.messages
+    tokens = model.dialogue.prompt(messages)
     if model.context is not None and len(tokens) + max_new_tokens > model.context:
         raise EmosteerError(too_long(where, prompt.id, len(tokens), max_new_tokens, model.name, model.context))
     return tokens

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jinja2 import TemplateError
+
 from emosteer.datasets import Message
 from emosteer.errors import EmosteerError
 
@@ -48,6 +50,26 @@ class Dialogue:
         if key not in self._prompts:
             self._prompts[key] = self._tokens(self._render(messages, opens_reply=True) + reply_prefix)
         return self._prompts[key]
+
+    def instructed(self, messages: Sequence[Message], instruction: str) -> tuple[Message, ...]:
+        """The messages under an instruction: in the system message, or where the template has none, before the user's first words.
+
+        It follows a system message of the messages' own; it replaces one that a template puts where there is none.
+        """
+        own = messages[0]["content"] if messages and messages[0]["role"] == "system" else ""
+        rest = messages[1:] if own else messages
+        system: Message = {"role": "system", "content": f"{own}\n\n{instruction}" if own else instruction}
+        if self._shows([system, *rest], instruction):
+            return (system, *rest)
+        first: Message = {"role": rest[0]["role"], "content": f"{instruction}\n\n{rest[0]['content']}"}
+        return (*messages[: len(messages) - len(rest)], first, *rest[1:])
+
+    def _shows(self, messages: Sequence[Message], text: str) -> bool:
+        """Whether a template takes messages, and writes a text of theirs."""
+        try:
+            return text in self._render(messages)
+        except TemplateError:
+            return False
 
     def reading(self, text: str) -> Reading:
         """The text as the assistant's reply to a neutral opening, with the span of its own tokens."""

@@ -20,7 +20,7 @@ from emosteer.records.paths import in_name
 ALGORITHM = 1
 """Raised by hand when the code's replies change."""
 
-CELL, CONTROL, BASELINE, ATTRIBUTION = "cell", "control", "baseline", "attribution"
+CELL, CONTROL, PROMPTING, BASELINE, ATTRIBUTION = "cell", "control", "prompting", "baseline", "attribution"
 AUTO = "auto"
 
 MODEL_KNOBS = ("dtype", "blocks", "attention", "mlp", "trust_remote_code")
@@ -87,7 +87,7 @@ class AttributionSpec:
 
 @dataclass(frozen=True)
 class Cell:
-    """One unit of work: a cell, one of its controls, the baseline, or an attribution."""
+    """One unit of work: a cell, one of its controls, prompting for the emotion, the baseline, or an attribution."""
 
     kind: str
     model: ModelSpec
@@ -108,6 +108,8 @@ class Cell:
     site: str = "residual"
     intervention: str = "add"
     decay: float = 1.0
+    instruction: str = ""
+    """Of prompting: the system message."""
     attribution: AttributionSpec | None = None
 
     @cached_property
@@ -160,6 +162,10 @@ class Cell:
         """The cell of the same replies without steering."""
         return Cell(BASELINE, self.model, self.seed, prompts=self.prompts, prompts_name=self.prompts_name, generation=self.generation)
 
+    def prompting(self, instruction: str) -> Cell:
+        """The cell of the same replies without steering, under an instruction; shared by all cells of a pair."""
+        return dataclasses.replace(self.baseline(), kind=PROMPTING, pair=self.pair, instruction=instruction)
+
     def control(self, index: int) -> Cell:
         """This cell with a random direction of the same length; shared by all pairs at a layer and coefficient."""
         assert self.vector is not None
@@ -211,9 +217,10 @@ class Cell:
 
     def _check_parts(self) -> None:
         """Raise ValueError where a part is missing that a cell of this kind has."""
-        has_vector = self.vector is not None or self.kind in (BASELINE, ATTRIBUTION)
-        has_layers = self.layers is not None or self.attribution is not None or self.kind == BASELINE
-        if self.kind not in (CELL, CONTROL, BASELINE, ATTRIBUTION) or not has_vector or not has_layers:
+        is_unsteered = self.kind in (BASELINE, PROMPTING)
+        has_vector = self.vector is not None or self.kind == ATTRIBUTION or is_unsteered
+        has_layers = self.layers is not None or self.attribution is not None or is_unsteered
+        if self.kind not in (CELL, CONTROL, PROMPTING, BASELINE, ATTRIBUTION) or not has_vector or not has_layers:
             raise ValueError(f"this is no cell: {self.kind!r}")
         if self.kind == ATTRIBUTION and self.attribution is None:
             raise ValueError("an attribution without its settings")
@@ -223,8 +230,8 @@ class Cell:
     def _prefix(self) -> str:
         if self.kind == BASELINE:
             return BASELINE
-        if self.kind == ATTRIBUTION:
-            return f"{ATTRIBUTION}-{self.pair.name if self.pair else 'pair'}"
+        if self.kind in (ATTRIBUTION, PROMPTING):
+            return f"{self.kind}-{self.pair.name if self.pair else 'pair'}"
         assert self.vector is not None
         name = f"random{self.vector.index}" if self.kind == CONTROL or self.pair is None else self.pair.name
         kind = "" if self.intervention == "add" else f"-{self.intervention}"
@@ -240,6 +247,8 @@ class Cell:
             "generation": _differences(self.generation),
             "seed": self.seed,
         }
+        if self.kind == PROMPTING:
+            return {"kind": PROMPTING, "instruction": self.instruction, **identity}
         if self.vector is None:
             return {"kind": BASELINE, **identity}
         layers = {"auto": self._attribution_identity(), "blocks": self._auto_blocks()} if self.layers is None else self.layers

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from emosteer.overview import RUNNING, STATES, Overview, Standing, overview
-from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL
+from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING
 from emosteer.records.sweep import DONE, FAILED, PENDING, Sweep
 from emosteer.records.workers import shares
 from emosteer.slurm.submission import submissions
@@ -23,7 +23,7 @@ MOST_FAILURES = 20
 LEAST_SHARE = 0.005
 MOST_ENDED = 12
 """Workers that have ended, on a terminal; the living are all told."""
-KINDS = {CELL: "cells", CONTROL: "random controls", BASELINE: "baselines", ATTRIBUTION: "attributions"}
+KINDS = {CELL: "cells", CONTROL: "random controls", PROMPTING: "prompted", BASELINE: "baselines", ATTRIBUTION: "attributions"}
 SHARED = "(shared by pairs)"
 WORKER_HEADINGS = ("worker", "start", "node", "state", "holds", "published", "failed", "tokens/s", "rows", "what")
 WORKER_NUMBERS = ("start", "holds", "published", "failed", "tokens/s", "rows")

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from emosteer.config import GenerationConfig
-from emosteer.records.cell import CELL, CONTROL, Cell
+from emosteer.records.cell import CELL, Cell
 from emosteer.records.publish import read_json
 from emosteer.records.sweep import DONE, FAILED, PENDING, Sweep
 from emosteer.tables import Tables
@@ -105,7 +105,7 @@ def cell_run(
     return Run(
         key=row["cell_id"],
         name=row["cell_id"],
-        job_type=CONTROL if config["kind"] == CONTROL else CELL,
+        job_type=str(config["kind"]),
         to=to,
         config=config,
         summary=effects(row, metrics),

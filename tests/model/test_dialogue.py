@@ -48,6 +48,38 @@ def test_plain_prompt() -> None:
     assert text == "<s>System: Be brief.\nUser: How was the rain?\nAssistant: Wet.\nUser: And now?\nAssistant: I feel"
 
 
+SYSTEM = {"role": "system", "content": "Be brief."}
+WITHOUT_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+)
+DROPS_SYSTEM = "{% for m in messages if m['role'] != 'system' %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+
+
+def test_an_instruction_is_the_system_message(dialogue: Dialogue) -> None:
+    assert dialogue.instructed(TALK, "Feel joy.") == ({"role": "system", "content": "Feel joy."}, *TALK)
+    under = dialogue.instructed([SYSTEM, *TALK], "Feel joy.")
+    assert under == ({"role": "system", "content": "Be brief.\n\nFeel joy."}, *TALK)
+    assert "Feel joy." in dialogue.tokenizer.decode(dialogue.prompt(under))
+
+
+@pytest.mark.parametrize("template", [WITHOUT_SYSTEM, DROPS_SYSTEM], ids=["refuses", "drops"])
+def test_without_a_system_message_it_stands_before_the_users_first_words(template: str) -> None:
+    dialogue = with_template(template)
+    first = {"role": "user", "content": f"Feel joy.\n\n{TALK[0]['content']}"}
+    assert dialogue.instructed(TALK, "Feel joy.") == (first, *TALK[1:])
+
+
+def test_the_real_templates_system_message_is_replaced(smollm2: LanguageModel) -> None:
+    plain, under = (
+        smollm2.dialogue.tokenizer.decode(smollm2.dialogue.prompt(m)) for m in (TALK, smollm2.dialogue.instructed(TALK, "Feel joy."))
+    )
+    assert plain.count("system") == under.count("system") == 1
+    assert "helpful" in plain
+    assert "Feel joy." in under
+    assert "helpful" not in under
+
+
 def test_one_beginning_of_sequence(dialogue: Dialogue) -> None:
     begin = dialogue.tokenizer.bos_token_id
     for tokens in (dialogue.prompt(TALK), dialogue.reading(TEXTS[0]).tokens):
