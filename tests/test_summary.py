@@ -65,19 +65,18 @@ def test_it_fits_100_columns_and_says_what_was_run(sweep: Sweep) -> None:
 def test_it_says_what_asking_for_the_emotion_does(sweep: Sweep) -> None:
     cell = made_up_cell(sweep.store)
     asked = cell.prompting("Feel joy.")
-    join(sweep, [asked])
-    low = {metric: [min(v, 5.0) for v in values] for metric, values in random_scores(10, seed=5).items()}
-    publish(sweep.store, sweep.scorers(), asked, low, seed=9)
-    run(sweep, [cell])
-    tables = build(sweep)
-    (row,), (best,) = tables.prompted.to_dict("records"), tables.cells.to_dict("records")
+    company = [*with_company([cell]), asked]
+    join(sweep, company)
+    joy = {cell.id: 9.0, asked.id: 7.0}
+    for number, one in enumerate(company):
+        scores = random_scores(10, seed=3) | {"duplication": [0.0] * 10, "joy": [joy.get(one.id, 5.0) + i / 10 for i in range(10)]}
+        publish(sweep.store, sweep.scorers(), one, scores, seed=number)
     text = " ".join(printed(sweep).split())
 
     assert widest(printed(sweep)) <= 100
     assert "1 cell (1 done), 1 random control, on made-up" in text
-    assert f"Asked to feel joy instead of steered, made-up gives joy {row['joy_delta']:+.1f} [" in text
-    assert best_readable(tables.cells) is not None
-    assert f"against that: {best['joy_beyond_prompting']:+.1f} [" in text
+    assert "Asked to feel joy instead of steered, made-up gives joy +2.0 [+2.0, +2.0], p=0.002, perplexity x1.00." in text
+    assert "The best readable cell against that: +2.0 [+2.0, +2.0], q=.002." in text
 
 
 def test_it_fits_100_columns_when_every_axis_varies(sweep: Sweep) -> None:
