@@ -273,7 +273,7 @@ def score(model: LanguageModel, replies: Replies, scorers: Iterable[str | Callab
     Args:
         model: the one that replied; perplexity is of the replies under it, unsteered.
         replies: all that shall be measured together.
-        scorers: names of shipped scorers (`nrc`, `sentiment`, `pronouns`, `words`, `repetition`, `duplication`, `perplexity`), and
+        scorers: names of shipped scorers (`nrc`, `sentiment`, `pronouns`, `words`, `repetition`, `distinct`, `caveats`, ...), and
             functions of your own from replies to metrics; None takes the shipped ones.
 
     Raises:

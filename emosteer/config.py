@@ -21,12 +21,13 @@ VECTOR_METHODS = ("mean_difference", "random")
 METRICS = (
     *("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise", "positive", "negative"),
     *("sentiment", "first_person", "first_person_singular", "first_person_plural"),
-    *("words", "repetition", "duplication", "perplexity"),
+    *("negated", "one_word", "words", "repetition", "distinct_1", "distinct_2", "duplication", "perplexity"),
 )
 """What the shipped scorers measure."""
 EFFECTS = (
     *("n", "baseline", "steered", "delta", "ci_low", "ci_high", "effect_size", "p", "p_perm", "q"),
     *("beyond_random", "beyond_random_ci_low", "beyond_random_ci_high", "beyond_random_p", "beyond_random_q"),
+    *("beyond_prompting", "beyond_prompting_ci_low", "beyond_prompting_ci_high", "beyond_prompting_p", "beyond_prompting_q"),
 )
 """What `results` says of each metric: the ends of its columns, such as joy_delta."""
 NUMBERS = ("perplexity_ratio", "layer", "coefficient", "coefficient_raw", "coefficient_fraction", "n_tokens", "seconds")

@@ -23,8 +23,10 @@ SCORED = {
     "nrc": (*EMOTIONS, "positive", "negative"),
     "sentiment": ("sentiment",),
     "pronouns": ("first_person",),
+    "caveats": ("negated", "one_word"),
     "words": ("words",),
     "repetition": ("repetition",),
+    "distinct": ("distinct_1", "distinct_2"),
     "duplication": ("duplication",),
     "perplexity": ("perplexity",),
 }

@@ -356,7 +356,7 @@ def test_scorers_of_ones_own_stand_beside_the_shipped(model: LanguageModel) -> N
 def test_unusable_scorers_and_replies_are_refused(model: LanguageModel) -> None:
     replies = emosteer.reply(model, TEXTS, max_new_tokens=2)
     for scorers, message in (
-        (["joy"], "scorers=joy: choose of nrc, sentiment"),
+        (["joy"], "scorers=joy: choose of nrc, caveats, sentiment"),
         ([lambda replies: {"m": [0.0]}], "m has 1 values for 3 replies"),
         ([lambda replies: [0.0, 0.0, 0.0]], "a scorer gives metric -> one value per reply"),
     ):

@@ -1,6 +1,6 @@
 """What the push cost, as far as the text alone can tell: length, repetition within a reply and across replies.
 
-Three scorers, so that a change to the options of one leaves the stored scores of the others valid.
+Four scorers, so that a change to the options of one leaves the stored scores of the others valid.
 """
 
 from __future__ import annotations
@@ -44,6 +44,18 @@ def repetition(replies: Sequence[str], *, n: int = 3) -> Scores:
     if n < 1:
         raise EmosteerError(f"n is {n}: repetition needs runs of at least 1 word")
     return {"repetition": [_repetition(_folded(reply), n) for reply in replies]}
+
+
+@versioned(1, per_reply=True)
+def distinct(replies: Sequence[str]) -> Scores:
+    """distinct-1 and distinct-2: the reply's distinct words, and distinct runs of two words, each divided by how many there are.
+
+    Words are compared case-folded, without punctuation. Values: above 0 up to 1; 1.0 for a reply that is too short to have any.
+    After Li et al., *A Diversity-Promoting Objective Function for Neural Conversation Models*, NAACL 2016, within each reply instead
+    of over all of them: a long reply repeats more words, so that compare it beside `words`.
+    """
+    folded = [_folded(reply) for reply in replies]
+    return {f"distinct_{n}": [1.0 - _repetition(words, n) for words in folded] for n in (1, 2)}
 
 
 @versioned(1)

@@ -17,7 +17,7 @@ import simplemma
 
 from emosteer.errors import EmosteerError
 from emosteer.scoring.scorer import Scores, versioned
-from emosteer.scoring.text import per_hundred_words, split_words, without_clitics
+from emosteer.scoring.text import are_negated, per_hundred_words, split_words, without_clitics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,6 +35,10 @@ CATEGORIES: Final = (
     "negative",
 )
 """The eight emotions and two polarities of the lexicon, in the order in which they are listed everywhere."""
+
+
+MANY_TIMES: Final = 3
+"""So often a word must occur to be what a reply's emotions come from."""
 
 
 def _lexicon_file() -> Path:
@@ -70,7 +74,7 @@ def emotion_words(reply: str, lemmatise: bool = True) -> list[tuple[str, tuple[s
 
 
 @versioned(1, per_reply=True)
-def nrc(replies: Sequence[str], *, lemmatise: bool = True) -> Scores:
+def nrc(replies: Sequence[str], *, lemmatise: bool = True, negation: bool = False) -> Scores:
     """The number of words of each NRC category per 100 words of the reply: ten metrics, named as in `CATEGORIES`.
 
     NRCLex's own frequencies are another measure: they divide by the number of matched tags, which mixes in `positive`
@@ -83,15 +87,42 @@ def nrc(replies: Sequence[str], *, lemmatise: bool = True) -> Scores:
     and `worse` is not simplemma's `wrong`; but `loved` counts as `love`, and `best` and `better` as `good`. A word
     counts once for each of its categories, and as often as it occurs.
 
+    With `negation`, a word under a negation (`are_negated`: `not happy`, `never felt any joy`) counts for nothing; without, as
+    the lexicon's users count, for its categories all the same. `caveats` tells how many such words there are.
+
     Values: 0 to 100; 0.0 for a reply without words. Known limits: the lexicon is English, and words are counted without
-    their context: `not happy` counts as joy, and so do names such as Grace and Joy.
+    their context: names such as Grace and Joy count as joy.
 
     Raises ModuleNotFoundError if NRCLex is not installed, EmosteerError if its lexicon has categories other than the ten.
     """
     scores: Scores = {category: [] for category in CATEGORIES}
     for reply in replies:
         words = split_words(reply)
-        counts = Counter(category for word in words for category in _categories(word, lemmatise))
+        counted = [w for w, is_negated in zip(words, are_negated(reply), strict=True) if not is_negated] if negation else words
+        counts = Counter(category for word in counted for category in _categories(word, lemmatise))
         for category in CATEGORIES:
             scores[category].append(per_hundred_words(counts[category], len(words)))
+    return scores
+
+
+@versioned(1, per_reply=True)
+def caveats(replies: Sequence[str], *, lemmatise: bool = True) -> Scores:
+    """What may be wrong with a reply's NRC emotions: `negated` and `one_word`.
+
+    `negated`: words of any category that stand under a negation (`are_negated`), per 100 words, 0 to 100. `nrc` counts them unless
+    it is told otherwise.
+
+    `one_word`: 1.0 where the reply comes to its emotions by one word: the same word (case-folded, without clitics), at least three
+    times, is more than half of its words of any category; else 0.0. A lexicon can be gamed by one repeated word.
+    """
+    scores: Scores = {"negated": [], "one_word": []}
+    for reply in replies:
+        words = split_words(reply)
+        pairs = [
+            (word, is_negated) for word, is_negated in zip(words, are_negated(reply), strict=True) if _categories(word, lemmatise)
+        ]
+        times = Counter(without_clitics(word).casefold() for word, _ in pairs)
+        most = max(times.values(), default=0)
+        scores["negated"].append(per_hundred_words(sum(is_negated for _, is_negated in pairs), len(words)))
+        scores["one_word"].append(float(most >= MANY_TIMES and 2 * most > len(pairs)))
     return scores

@@ -53,6 +53,43 @@ def split_words(reply: str) -> list[str]:
     return _WORD.findall(straighten_apostrophes(unicodedata.normalize("NFC", reply)).translate(_INVISIBLE))
 
 
+NEGATIONS: Final = frozenset(
+    [
+        "not",
+        "no",
+        "never",
+        "none",
+        "nobody",
+        "nothing",
+        "nowhere",
+        "neither",
+        "nor",
+        "without",
+        "hardly",
+        "scarcely",
+        "barely",
+        "cannot",
+    ]
+)
+"""Words that negate, besides those in n't."""
+NEGATION_REACH: Final = 3
+"""So many words after a negation are under it, inside its clause."""
+_CLAUSE_END: Final = re.compile(r"(?<=[.,;:!?…)\]])\s+|\n+")
+
+
+def are_negated(reply: str) -> list[bool]:
+    """Of each of the words of `reply` (`split_words`): whether a negation stands among the three words before it in its clause.
+
+    A clause ends at a punctuation mark before a space, before a bracket, or at a line's end. The reach of three words is that of VADER (Hutto and
+    Gilbert 2014).
+    """
+    negated: list[bool] = []
+    for clause in _CLAUSE_END.split(straighten_apostrophes(reply)):
+        negates = [word.casefold() in NEGATIONS or word.casefold().endswith("n't") for word in split_words(clause)]
+        negated += [any(negates[max(0, at - NEGATION_REACH) : at]) for at in range(len(negates))]
+    return negated
+
+
 def without_clitics(word: str) -> str:
     """`word`, one of `split_words`, without the contracted 's, 'd, 'll, 'm, 're, 've at its end, possessives included.
 

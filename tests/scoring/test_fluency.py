@@ -5,7 +5,7 @@ import random
 import pytest
 
 from emosteer.errors import EmosteerError
-from emosteer.scoring.fluency import duplication, repetition, words
+from emosteer.scoring.fluency import distinct, duplication, repetition, words
 
 
 def repetition_by_hand(tokens: list[str], n: int) -> float:
@@ -71,3 +71,10 @@ def test_replies_without_words_duplicate_one_another() -> None:
 def test_duplication_needs_a_length(first: int) -> None:
     with pytest.raises(EmosteerError, match=f"first is {first}"):
         duplication(["a", "b"], first=first)
+
+
+def test_distinct_words_and_pairs_by_hand() -> None:
+    # 6 words, of which the, cat, sat, on are distinct; the 5 pairs are all distinct. "no no no" has one pair, twice.
+    scores = distinct(["The cat sat on the cat", "no no no", "no", ""])
+    assert scores["distinct_1"] == [pytest.approx(4 / 6), pytest.approx(1 / 3), 1.0, 1.0]
+    assert scores["distinct_2"] == [pytest.approx(4 / 5), pytest.approx(1 / 2), 1.0, 1.0]

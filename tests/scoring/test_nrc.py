@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from nrclex import NRCLex
 
-from emosteer.scoring.nrc import CATEGORIES, emotion_words, nrc
+from emosteer.scoring.nrc import CATEGORIES, caveats, emotion_words, nrc
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -134,3 +134,15 @@ def test_a_lexicon_with_other_categories_is_refused(tmp_path: Path) -> None:
     said = run_python(f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import emosteer.scoring.nrc as m; m.nrc(['hope'])")
     assert "EmosteerError" in said
     assert "unknown categories ['anticip']" in said
+
+
+def test_negated_words_are_left_out_on_demand() -> None:
+    replies = ["I am not very happy.", "No joy here", "No, joy it is", "I don’t feel any love", "not one two three love"]
+    assert nrc(replies)["joy"] == [20.0, pytest.approx(100 / 3), 25.0, 20.0, 20.0]
+    assert nrc(replies, negation=True)["joy"] == [0.0, 0.0, 25.0, 0.0, 20.0]
+    assert caveats(replies)["negated"] == [20.0, pytest.approx(100 / 3), 0.0, 20.0, 0.0]
+
+
+def test_a_reply_that_comes_to_its_emotions_by_one_word() -> None:
+    replies = ["Love, love, LOVE'S music", "love love music", "love love love music music cry", "the the the", ""]
+    assert caveats(replies)["one_word"] == [1.0, 0.0, 0.0, 0.0, 0.0]

@@ -1,16 +1,17 @@
 from __future__ import annotations
 
+import random
 import time
 import unicodedata
 from typing import TYPE_CHECKING
 
 import pytest
 
-from emosteer.scoring.fluency import duplication, repetition, words
-from emosteer.scoring.nrc import CATEGORIES, nrc
+from emosteer.scoring.fluency import distinct, duplication, repetition, words
+from emosteer.scoring.nrc import CATEGORIES, caveats, nrc
 from emosteer.scoring.pronouns import pronouns
 from emosteer.scoring.sentiment import sentiment
-from emosteer.scoring.text import per_hundred_words, split_words, without_clitics
+from emosteer.scoring.text import are_negated, per_hundred_words, split_words, without_clitics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,7 +24,9 @@ METRICS_OF: dict[Callable[[Sequence[str]], Scores], set[str]] = {
     pronouns: {"first_person", "first_person_singular", "first_person_plural"},
     words: {"words"},
     repetition: {"repetition"},
+    distinct: {"distinct_1", "distinct_2"},
     duplication: {"duplication"},
+    caveats: {"negated", "one_word"},
 }
 SCORERS = pytest.mark.parametrize("scorer", METRICS_OF, ids=lambda scorer: scorer.__name__)
 
@@ -179,3 +182,19 @@ def test_a_scorer_carries_its_version(scorer: Callable[[Sequence[str]], Scores])
     version = vars(scorer)["version"]
     assert type(version) is int
     assert version >= 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_there_is_a_word_on_negation_for_every_word(seed: int) -> None:
+    rng = random.Random(seed)
+    reply = "".join(
+        rng.choice(["not ", "happy", "n't", "don’t ", ", ", ".", "\n", " 1,000 ", "U.S. ", "… ", ") ", "été"]) for _ in range(60)
+    )
+    assert len(are_negated(reply)) == len(split_words(reply))
+
+
+def test_a_negation_reaches_three_words_and_not_beyond_its_clause() -> None:
+    assert are_negated("I cannot a b c d") == [False, False, True, True, True, False]
+    assert are_negated("not a, b") == [False, True, False]
+    assert are_negated("NEVER mind (not me) you") == [False, True, False, True, False]
+    assert are_negated("Nothing\nhappy") == [False, False]
