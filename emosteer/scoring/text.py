@@ -74,14 +74,14 @@ NEGATIONS: Final = frozenset(
 """Words that negate, besides those in n't."""
 NEGATION_REACH: Final = 3
 """So many words after a negation are under it, inside its clause."""
-_CLAUSE_END: Final = re.compile(r"(?<=[.,;:!?…)\]])\s+|\n+")
+_CLAUSE_END: Final = re.compile(r"(?<=[.,;:!?…)\]])\s+|\s+(?=[(\[])|\n+")
 
 
 def are_negated(reply: str) -> list[bool]:
     """Of each of the words of `reply` (`split_words`): whether a negation stands among the three words before it in its clause.
 
-    A clause ends at a punctuation mark before a space, before a bracket, or at a line's end. The reach of three words is that of VADER (Hutto and
-    Gilbert 2014).
+    A clause ends at a punctuation mark before a space, before a bracket, or at a line's end. The reach of three words is that of
+    VADER (Hutto and Gilbert 2014).
     """
     negated: list[bool] = []
     for clause in _CLAUSE_END.split(straighten_apostrophes(reply)):
