@@ -22,7 +22,7 @@ from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, Cell
 from emosteer.records.store import Store, StoredReply
 from emosteer.records.sweep import DONE, PENDING, Sweep
 from emosteer.scoring.scorer import Scorer
-from emosteer.statistics import dose_response, false_discovery_rate, paired_effects
+from emosteer.statistics import dose_response, false_discovery_rate, holm, paired_effects, primary_effect
 
 Floats = NDArray[np.float64]
 
@@ -161,6 +161,15 @@ def _row(
     effects = paired_effects(steered, unsteered, seed=seed_of(cell.id), **options)
     for metric, effect in zip(metrics, effects, strict=True):
         row |= {f"{metric}_{key}": value for key, value in asdict(effect).items()}
+    place = metrics.index(row["primary"]) if row["primary"] in metrics else None
+    nothing = np.full(len(prompts), math.nan)
+    more = primary_effect(
+        nothing if place is None else steered[place],
+        nothing if place is None else unsteered[place],
+        seed=seed_of(cell.id),
+        **options,
+    )
+    row |= {f"primary_{key}": value for key, value in asdict(more).items()}
     row["perplexity_ratio"] = _ratio(row.get("perplexity_steered"), row.get("perplexity_baseline"))
     # In an order of their own: sums that differ in their last bit rank differently.
     matching = sorted(controls.get(cell.control_key, []), key=lambda control: control.cell.id) if cell.kind == CELL else []
@@ -221,7 +230,7 @@ def _axes(sweep: Sweep, cell: Cell, state: str, own: Scored | None) -> dict[str,
 
 
 def _with_q(results: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Benjamini-Hochberg over the sweep's cells that are no controls, within each metric; typed and ordered columns."""
+    """Families of tests, a metric over the sweep's cells that are no controls: q and, of primary metrics, Holm's p; typed columns."""
     if results.empty:
         return pd.DataFrame(columns=["cell_id", "model", "status", "error", "is_control"]).astype({"is_control": bool})
     results = results.assign(layer=results["layer"].astype("Int64"), attempt=results["attempt"].astype("Int64"))
@@ -232,11 +241,24 @@ def _with_q(results: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
             q = pd.Series(np.nan, index=results.index)
             q[cells] = false_discovery_rate(results.loc[cells, name].to_numpy(dtype=float))
             added[f"{name.removesuffix('_p')}_q"] = q
+    if "primary_p_t" in results:
+        added["primary_p_holm"] = _primary_holm(results, cells)
     results = results.assign(**added)
     columns = [str(column) for column in results]
     first = [column for column in columns if not any(column.startswith(f"{metric}_") for metric in metrics)]
     rest = [column for metric in metrics for column in columns if column.startswith(f"{metric}_")]
     return results[list(dict.fromkeys([*first, *rest]))].copy()
+
+
+def _primary_holm(results: pd.DataFrame, cells: pd.Series[bool]) -> pd.Series[float]:
+    """Holm's p of each cell's primary metric, in the family that its q is of: that metric in all cells, primary there or not."""
+    found = pd.Series(np.nan, index=results.index)
+    for metric in results.loc[cells, "primary"].dropna().unique():
+        if f"{metric}_p" in results:
+            of_metric = pd.Series(holm(results.loc[cells, f"{metric}_p"].to_numpy(dtype=float)), index=results.index[cells])
+            declared = cells & (results["primary"] == metric)
+            found[declared] = of_metric[declared]
+    return found
 
 
 def _replies(store: Store, scored: Iterable[Scored], metrics: Sequence[str]) -> pd.DataFrame:
@@ -270,7 +292,8 @@ def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[st
         members = sorted(unordered, key=lambda member: (member.cell.coefficient, member.cell.id))
         cell, baseline = members[0].cell, scored[members[0].cell.baseline_id]
         prompts = list(dict.fromkeys(reply.prompt_id for reply in baseline.replies))
-        wanted = [m for m in dict.fromkeys([cell.pair.primary if cell.pair else "", *TREND_METRICS]) if m in metrics]
+        primary = cell.pair.primary if cell.pair else ""
+        wanted = [m for m in dict.fromkeys([primary, *TREND_METRICS]) if m in metrics]
         unsteered = baseline.matrix(wanted, prompts)
         deltas = np.stack([member.matrix(wanted, prompts) - unsteered for member in members])
         for i, metric in enumerate(wanted):
@@ -281,7 +304,9 @@ def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[st
                 n_resamples=settings["n_resamples"],
                 confidence=settings["confidence"],
             )
-            rows.append(json.loads(key) | {"metric": metric, "n_coefficients": len(members), **asdict(trend)})
+            rows.append(
+                json.loads(key) | {"metric": metric, "is_primary": metric == primary, "n_coefficients": len(members), **asdict(trend)}
+            )
     if not rows:
         return pd.DataFrame()
     trends = pd.DataFrame(rows)

@@ -151,6 +151,37 @@ def test_the_effect_beyond_random_is_against_the_mean_of_the_matching_controls(s
     assert tables.controls["joy_beyond_random"].isna().all()
 
 
+def test_the_primary_metric_has_more_numbers(sweep: Sweep, store: Store) -> None:
+    tables = run(sweep, grid(store))
+    primary = [name for name in tables.results if name.startswith("primary_")]
+
+    assert len(primary) == 7
+    assert tables.controls[primary].isna().all(axis=None)
+    for metric, rows in tables.cells.groupby("primary"):
+        # The family of q: this metric in all cells, those of other pairs too.
+        adjusted = dict(zip(tables.cells["cell_id"], multipletests(tables.cells[f"{metric}_p"], method="holm")[1], strict=True))
+        for row in rows.itertuples():
+            difference = per_prompt(tables.replies, row.cell_id, metric) - per_prompt(tables.replies, row.baseline_id, metric)
+            assert row.primary_p_t == pytest.approx(stats.ttest_1samp(difference, 0).pvalue)
+            assert row.primary_rank_biserial == pytest.approx(rank_biserial(difference))
+            assert row.primary_ci_low_bca < difference.mean() < row.primary_ci_high_bca
+            assert row.primary_effect_size_ci_low < difference.mean() / difference.std() < row.primary_effect_size_ci_high
+            assert row.primary_p_holm == pytest.approx(adjusted[row.cell_id])
+
+
+def rank_biserial(difference: pd.Series) -> float:  # type: ignore[type-arg]
+    """Rises less falls, as shares of the ranks."""
+    ranks = stats.rankdata(difference[difference != 0].abs())
+    return float((ranks * np.sign(difference[difference != 0])).sum() / ranks.sum())
+
+
+def test_a_primary_metric_that_nothing_measures_leaves_its_numbers_empty(sweep: Sweep, store: Store) -> None:
+    run(sweep, [made_up_cell(store)])
+    join(sweep, [], scorers={"words": {"_target_": "emosteer.scoring.fluency.words"}})
+
+    assert build(sweep).results[["primary_p_t", "primary_ci_low_bca", "primary_p_holm"]].isna().all(axis=None)
+
+
 def test_q_is_over_the_cells_and_not_their_controls(sweep: Sweep, store: Store) -> None:
     tables = run(sweep, grid(store))
 
@@ -342,6 +373,7 @@ def test_trends_are_slopes_through_the_origin(sweep: Sweep, store: Store) -> Non
         "duplication",
     }
     assert set(trends["n_coefficients"]) == {2}
+    assert set(trends[trends["is_primary"]]["metric"]) == {"joy", "trust"}
     assert len(trends) == 4 * 5
     for trend in trends.itertuples():
         cells = tables.cells.query("pair == @trend.pair and layers == @trend.layers")
