@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from emosteer.config import StatisticsConfig
 from emosteer.errors import Damaged
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, Cell
 from emosteer.records.store import Store, StoredReply
 from emosteer.records.sweep import DONE, PENDING, Sweep
 from emosteer.scoring.scorer import Scorer
-from emosteer.statistics import dose_response, false_discovery_rate, holm, paired_effects, primary_effect
+from emosteer.statistics import dose_response, equivalence_p, false_discovery_rate, holm, paired_effects, primary_effect
 
 Floats = NDArray[np.float64]
 
@@ -170,6 +171,11 @@ def _row(
         **options,
     )
     row |= {f"primary_{key}": value for key, value in asdict(more).items()}
+    for key, margin in settings.get("equivalence", StatisticsConfig().equivalence).items():  # old sweeps name no margins
+        metric, of_ratio = ("perplexity", True) if key == "perplexity_ratio" else (key, False)
+        if metric in metrics:
+            place = metrics.index(metric)
+            row[f"{metric}_p_equivalence"] = equivalence_p(steered[place], unsteered[place], margin, of_ratio=of_ratio)
     row["perplexity_ratio"] = _ratio(row.get("perplexity_steered"), row.get("perplexity_baseline"))
     # In an order of their own: sums that differ in their last bit rank differently.
     matching = sorted(controls.get(cell.control_key, []), key=lambda control: control.cell.id) if cell.kind == CELL else []

@@ -14,6 +14,7 @@ import pytest
 from made_up_sweep import METRICS, join, made_up_cell, publish, random_scores, with_company
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import ttost_paired
 
 from emosteer.records.cell import CELL, Cell
 from emosteer.records.store import Store
@@ -173,6 +174,21 @@ def rank_biserial(difference: pd.Series) -> float:  # type: ignore[type-arg]
     """Rises less falls, as shares of the ranks."""
     ranks = stats.rankdata(difference[difference != 0].abs())
     return float((ranks * np.sign(difference[difference != 0])).sum() / ranks.sum())
+
+
+def test_no_cost_is_tested_against_the_margins_of_the_command(sweep: Sweep, store: Store) -> None:
+    cell = made_up_cell(store)
+    by_default = run(sweep, [cell])  # a command that names no margins, as old ones do
+    steered, baseline = (per_prompt(by_default.replies, one, "perplexity") for one in (cell.id, cell.baseline_id))
+    row = row_of(by_default, cell)
+    assert row["perplexity_p_equivalence"] == pytest.approx(ttost_paired(steered, baseline, 1 / 1.1, 1.1, transform=np.log)[0])
+    assert 0 <= row["first_person_p_equivalence"] <= 1
+    assert "joy_p_equivalence" not in by_default.results
+
+    join(sweep, [], statistics={"n_resamples": 99, "confidence": 0.95, "equivalence": {"perplexity": 2.0, "gone": 1.0}})
+    row = row_of(build(sweep), cell)
+    assert row["perplexity_p_equivalence"] == pytest.approx(ttost_paired(steered, baseline, -2, 2)[0])
+    assert "first_person_p_equivalence" not in row
 
 
 def test_a_primary_metric_that_nothing_measures_leaves_its_numbers_empty(sweep: Sweep, store: Store) -> None:

@@ -3,6 +3,7 @@
 The unit of analysis is the prompt: samples are averaged before they come here. All randomness comes from `seed` arguments.
 """
 
+from emosteer.statistics.equivalence import equivalence_p
 from emosteer.statistics.families import false_discovery_rate, holm
 from emosteer.statistics.paired import DEFAULT_RESAMPLES, PairedEffect, Trend, dose_response, paired_effects, smallest_p
 from emosteer.statistics.primary import PrimaryEffect, primary_effect
@@ -13,6 +14,7 @@ __all__ = [
     "PrimaryEffect",
     "Trend",
     "dose_response",
+    "equivalence_p",
     "false_discovery_rate",
     "holm",
     "paired_effects",
