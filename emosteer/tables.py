@@ -47,6 +47,11 @@ class Scored:
         prompt_ids = [reply.prompt_id for reply in self.replies]
         return {metric: prompt_means(prompt_ids, values) for metric, values in self.metrics.items()}
 
+    @cached_property
+    def prompts(self) -> list[str]:
+        """The prompts' ids, in their order."""
+        return list(dict.fromkeys(reply.prompt_id for reply in self.replies))
+
     def matrix(self, metrics: Sequence[str], prompts: Sequence[str]) -> Floats:
         """Per-prompt means [metric, prompt]; NaN where a metric or prompt is missing."""
         missing: dict[str, float] = {}
@@ -108,13 +113,9 @@ def seed_of(text: str) -> int:
 
 def build(sweep: Sweep) -> Tables:
     """All tables of a sweep, from the records that are there now."""
-    scorers, settings = sweep.scorers(), sweep.settings()["statistics"]
+    settings = sweep.settings()["statistics"]
     cells = [task.cell for task in sweep.tasks()]
-    read = {cell.id: one for cell in cells if (one := _scored(sweep.store, cell, scorers)) is not None}
-    # Only now: reading puts aside what is damaged, and that has to run again.
-    states = {cell.id: sweep.state(cell, scorers) for cell in cells}
-    # A cell that failed because of a scorer has its replies and other scores.
-    scored = {cell_id: one for cell_id, one in read.items() if states[cell_id] != PENDING}
+    states, scored = scored_cells(sweep)
     metrics = list(dict.fromkeys(metric for one in scored.values() for metric in one.metrics))
     controls: dict[str, list[Scored]] = {}
     for one in scored.values():
@@ -127,6 +128,16 @@ def build(sweep: Sweep) -> Tables:
         cell.attribution_id: cell.pair.name for cell in cells if cell.kind == ATTRIBUTION and cell.pair and states[cell.id] == DONE
     }
     return Tables(results, replies, _trends(scored, metrics, settings), attributions)
+
+
+def scored_cells(sweep: Sweep) -> tuple[dict[str, str], dict[str, Scored]]:
+    """The states of a sweep's tasks, and the replies and scores of those that have them, both by id."""
+    scorers, cells = sweep.scorers(), [task.cell for task in sweep.tasks()]
+    read = {cell.id: one for cell in cells if (one := _scored(sweep.store, cell, scorers)) is not None}
+    # Only now: reading puts aside what is damaged, and that has to run again.
+    states = {cell.id: sweep.state(cell, scorers) for cell in cells}
+    # A cell that failed because of a scorer has its replies and other scores.
+    return states, {cell_id: one for cell_id, one in read.items() if states[cell_id] != PENDING}
 
 
 def _scored(store: Store, cell: Cell, scorers: Sequence[Scorer]) -> Scored | None:
@@ -156,7 +167,7 @@ def _row(
     row = _axes(sweep, cell, state, own)
     if own is None or baseline is None:
         return row
-    prompts = list(dict.fromkeys(reply.prompt_id for reply in baseline.replies))
+    prompts = baseline.prompts
     options = {"n_resamples": settings["n_resamples"], "confidence": settings["confidence"]}
     steered, unsteered = own.matrix(metrics, prompts), baseline.matrix(metrics, prompts)
     effects = paired_effects(steered, unsteered, seed=seed_of(cell.id), **options)
@@ -297,7 +308,7 @@ def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[st
     for key, unordered in groups.items():
         members = sorted(unordered, key=lambda member: (member.cell.coefficient, member.cell.id))
         cell, baseline = members[0].cell, scored[members[0].cell.baseline_id]
-        prompts = list(dict.fromkeys(reply.prompt_id for reply in baseline.replies))
+        prompts = baseline.prompts
         primary = cell.pair.primary if cell.pair else ""
         wanted = [m for m in dict.fromkeys([primary, *TREND_METRICS]) if m in metrics]
         unsteered = baseline.matrix(wanted, prompts)
