@@ -197,6 +197,7 @@ def check_values(config: Config) -> None:
     are_shipped = _are_shipped(json.dumps(config.scorers, sort_keys=True, default=str))
     if are_shipped and config.pair.primary not in METRICS:
         raise EmosteerError(f"pair.primary={config.pair.primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
+    _check_equivalence(config.statistics.equivalence, are_shipped)
     _check_objective(config, are_shipped)
 
 
@@ -247,6 +248,20 @@ def _check_vector_method(method: str) -> None:
 def _are_shipped(scorers: str) -> bool:
     """Whether all scorers of a configuration, which is given as JSON, are emosteer's own; raises EmosteerError for a wrong one."""
     return all(scorer.target.startswith(OWN_SCORERS) for scorer in find_scorers(json.loads(scorers)))
+
+
+def _check_equivalence(margins: Any, are_shipped: bool) -> None:
+    if not isinstance(margins, Mapping):
+        raise EmosteerError(f"statistics.equivalence={margins}: give metrics and margins, such as {{first_person: 1.0}}")
+    known = ("perplexity_ratio", *METRICS)
+    for key, margin in margins.items():
+        least = 1 if key == "perplexity_ratio" else 0
+        if not isinstance(margin, int | float) or not math.isfinite(margin) or margin <= least:
+            raise EmosteerError(f"statistics.equivalence.{key}={margin}: give a number above {least}")
+        if are_shipped and key not in known:
+            raise EmosteerError(
+                f"statistics.equivalence.{key}: no scorer measures that{near(key, known)}; choose of {', '.join(known)}"
+            )
 
 
 def _check_objective(config: Config, are_shipped: bool) -> None:

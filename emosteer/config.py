@@ -26,7 +26,7 @@ METRICS = (
 """What the shipped scorers measure."""
 EFFECTS = (
     *("n", "baseline", "steered", "delta", "ci_low", "ci_high", "effect_size", "p", "p_perm", "q"),
-    *("beyond_random", "beyond_random_ci_low", "beyond_random_ci_high", "beyond_random_p", "beyond_random_q"),
+    *("p_equivalence", "beyond_random", "beyond_random_ci_low", "beyond_random_ci_high", "beyond_random_p", "beyond_random_q"),
     *("beyond_prompting", "beyond_prompting_ci_low", "beyond_prompting_ci_high", "beyond_prompting_p", "beyond_prompting_q"),
 )
 """What `results` says of each metric: the ends of its columns, such as joy_delta."""
@@ -154,6 +154,9 @@ class StatisticsConfig:
     """Bootstrap resamples and sign-flip permutations."""
     confidence: float = 0.95
     """Level of the intervals."""
+    equivalence: dict[str, float] = field(default_factory=lambda: {"perplexity_ratio": 1.1, "first_person": 1.0})
+    """Metric -> the largest change that counts as none, in its unit, for the test that steering changed it no more;
+    perplexity_ratio takes a factor."""
 
 
 @dataclass

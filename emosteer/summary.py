@@ -185,8 +185,9 @@ def _q(q: float) -> str:
 def _legend(cells: pd.DataFrame) -> Text:
     lines = [
         "Mean difference from the baseline, with its bootstrap interval over prompts: words per 100 words,",
-        "sentiment from -1 to 1, perplexity as a ratio (interval of the difference). 'beyond random': against",
-        "random pushes of that length. q: Benjamini-Hochberg over the sweep's cells, within each column.",
+        "sentiment from -1 to 1, perplexity as a ratio (interval of the difference). 'target' and 'beyond random'",
+        "(against random pushes of that length) are of the primary metric, declared before the run; the rest is",
+        "secondary. q: Benjamini-Hochberg over the sweep's cells, within each metric.",
     ]
     n = int(cells["n_prompts"].min())
     if smallest_p(n) > SIGNIFICANT:

@@ -17,12 +17,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from emosteer.config import StatisticsConfig
 from emosteer.errors import Damaged
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell
 from emosteer.records.store import Store, StoredReply
 from emosteer.records.sweep import DONE, PENDING, Sweep
 from emosteer.scoring.scorer import Scorer
-from emosteer.statistics import dose_response, false_discovery_rate, paired_effects
+from emosteer.statistics import dose_response, equivalence_p, false_discovery_rate, holm, paired_effects, primary_effect
 
 Floats = NDArray[np.float64]
 
@@ -46,6 +47,11 @@ class Scored:
         """Metric -> prompt id -> mean over its samples (NaN values left out; NaN where all are)."""
         prompt_ids = [reply.prompt_id for reply in self.replies]
         return {metric: prompt_means(prompt_ids, values) for metric, values in self.metrics.items()}
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """The prompts' ids, in their order."""
+        return list(dict.fromkeys(reply.prompt_id for reply in self.replies))
 
     def matrix(self, metrics: Sequence[str], prompts: Sequence[str]) -> Floats:
         """Per-prompt means [metric, prompt]; NaN where a metric or prompt is missing."""
@@ -113,13 +119,9 @@ def seed_of(text: str) -> int:
 
 def build(sweep: Sweep) -> Tables:
     """All tables of a sweep, from the records that are there now."""
-    scorers, settings = sweep.scorers(), sweep.settings()["statistics"]
+    settings = sweep.settings()["statistics"]
     cells = [task.cell for task in sweep.tasks()]
-    read = {cell.id: one for cell in cells if (one := _scored(sweep.store, cell, scorers)) is not None}
-    # Only now: reading puts aside what is damaged, and that has to run again.
-    states = {cell.id: sweep.state(cell, scorers) for cell in cells}
-    # A cell that failed because of a scorer has its replies and other scores.
-    scored = {cell_id: one for cell_id, one in read.items() if states[cell_id] != PENDING}
+    states, scored = scored_cells(sweep)
     metrics = list(dict.fromkeys(metric for one in scored.values() for metric in one.metrics))
     rivals = Rivals.among(scored.values())
     shown = [cell for cell in cells if cell.kind in (CELL, CONTROL, PROMPTING)]
@@ -130,6 +132,16 @@ def build(sweep: Sweep) -> Tables:
         cell.attribution_id: cell.pair.name for cell in cells if cell.kind == ATTRIBUTION and cell.pair and states[cell.id] == DONE
     }
     return Tables(results, replies, _trends(scored, metrics, settings), attributions)
+
+
+def scored_cells(sweep: Sweep) -> tuple[dict[str, str], dict[str, Scored]]:
+    """The states of a sweep's tasks, and the replies and scores of those that have them, both by id."""
+    scorers, cells = sweep.scorers(), [task.cell for task in sweep.tasks()]
+    read = {cell.id: one for cell in cells if (one := _scored(sweep.store, cell, scorers)) is not None}
+    # Only now: reading puts aside what is damaged, and that has to run again.
+    states = {cell.id: sweep.state(cell, scorers) for cell in cells}
+    # A cell that failed because of a scorer has its replies and other scores.
+    return states, {cell_id: one for cell_id, one in read.items() if states[cell_id] != PENDING}
 
 
 def _scored(store: Store, cell: Cell, scorers: Sequence[Scorer]) -> Scored | None:
@@ -159,12 +171,26 @@ def _row(
     row = _axes(sweep, cell, state, own)
     if own is None or baseline is None:
         return row
-    prompts = list(dict.fromkeys(reply.prompt_id for reply in baseline.replies))
+    prompts = baseline.prompts
     options = {"n_resamples": settings["n_resamples"], "confidence": settings["confidence"]}
     steered, unsteered = own.matrix(metrics, prompts), baseline.matrix(metrics, prompts)
     effects = paired_effects(steered, unsteered, seed=seed_of(cell.id), **options)
     for metric, effect in zip(metrics, effects, strict=True):
         row |= {f"{metric}_{key}": value for key, value in asdict(effect).items()}
+    place = metrics.index(row["primary"]) if row["primary"] in metrics else None
+    nothing = np.full(len(prompts), math.nan)
+    more = primary_effect(
+        nothing if place is None else steered[place],
+        nothing if place is None else unsteered[place],
+        seed=seed_of(cell.id),
+        **options,
+    )
+    row |= {f"primary_{key}": value for key, value in asdict(more).items()}
+    for key, margin in settings.get("equivalence", StatisticsConfig().equivalence).items():  # old sweeps name no margins
+        metric, of_ratio = ("perplexity", True) if key == "perplexity_ratio" else (key, False)
+        if metric in metrics:
+            place = metrics.index(metric)
+            row[f"{metric}_p_equivalence"] = equivalence_p(steered[place], unsteered[place], margin, of_ratio=of_ratio)
     row["perplexity_ratio"] = _ratio(row.get("perplexity_steered"), row.get("perplexity_baseline"))
     row["n_controls"] = len(rivals.random_of(cell))
     for name, matching in ((RANDOM, rivals.random_of(cell)), (PROMPTING, rivals.prompting_of(cell))):
@@ -267,7 +293,7 @@ def _axes(sweep: Sweep, cell: Cell, state: str, own: Scored | None) -> dict[str,
 
 
 def _with_q(results: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Benjamini-Hochberg over the sweep's cells that are no controls, within each metric; typed and ordered columns."""
+    """Families of tests, a metric over the sweep's cells that are no controls: q and, of primary metrics, Holm's p; typed columns."""
     if results.empty:
         return pd.DataFrame(columns=["cell_id", "model", "status", "error", "is_control", "vector_method"]).astype(
             {"is_control": bool}
@@ -280,11 +306,24 @@ def _with_q(results: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
             q = pd.Series(np.nan, index=results.index)
             q[cells] = false_discovery_rate(results.loc[cells, name].to_numpy(dtype=float))
             added[f"{name.removesuffix('_p')}_q"] = q
+    if "primary_p_t" in results:
+        added["primary_p_holm"] = _primary_holm(results, cells)
     results = results.assign(**added)
     columns = [str(column) for column in results]
     first = [column for column in columns if not any(column.startswith(f"{metric}_") for metric in metrics)]
     rest = [column for metric in metrics for column in columns if column.startswith(f"{metric}_")]
     return results[list(dict.fromkeys([*first, *rest]))].copy()
+
+
+def _primary_holm(results: pd.DataFrame, cells: pd.Series[bool]) -> pd.Series[float]:
+    """Holm's p of each cell's primary metric, in the family that its q is of: that metric in all cells, primary there or not."""
+    found = pd.Series(np.nan, index=results.index)
+    for metric in results.loc[cells, "primary"].dropna().unique():
+        if f"{metric}_p" in results:
+            of_metric = pd.Series(holm(results.loc[cells, f"{metric}_p"].to_numpy(dtype=float)), index=results.index[cells])
+            declared = cells & (results["primary"] == metric)
+            found[declared] = of_metric[declared]
+    return found
 
 
 def _replies(store: Store, scored: Iterable[Scored], metrics: Sequence[str]) -> pd.DataFrame:
@@ -318,8 +357,9 @@ def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[st
     for key, unordered in groups.items():
         members = sorted(unordered, key=lambda member: (member.cell.coefficient, member.cell.id))
         cell, baseline = members[0].cell, scored[members[0].cell.baseline_id]
-        prompts = list(dict.fromkeys(reply.prompt_id for reply in baseline.replies))
-        wanted = [m for m in dict.fromkeys([cell.pair.primary if cell.pair else "", *TREND_METRICS]) if m in metrics]
+        prompts = baseline.prompts
+        primary = cell.pair.primary if cell.pair else ""
+        wanted = [m for m in dict.fromkeys([primary, *TREND_METRICS]) if m in metrics]
         unsteered = baseline.matrix(wanted, prompts)
         deltas = np.stack([member.matrix(wanted, prompts) - unsteered for member in members])
         for i, metric in enumerate(wanted):
@@ -330,7 +370,9 @@ def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[st
                 n_resamples=settings["n_resamples"],
                 confidence=settings["confidence"],
             )
-            rows.append(json.loads(key) | {"metric": metric, "n_coefficients": len(members), **asdict(trend)})
+            rows.append(
+                json.loads(key) | {"metric": metric, "is_primary": metric == primary, "n_coefficients": len(members), **asdict(trend)}
+            )
     if not rows:
         return pd.DataFrame()
     trends = pd.DataFrame(rows)

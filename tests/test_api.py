@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import emosteer
 from emosteer import EmosteerError
 from emosteer.api import CONF, Replies
 from emosteer.arguments import Generation
-from emosteer.config import AttributionConfig, GenerationConfig
+from emosteer.config import AttributionConfig, GenerationConfig, StatisticsConfig
 from emosteer.datasets import SHIPPED, Prompt, load_contrastive_pairs, load_neutral_texts, load_prompts, to_json_lines
 from emosteer.model.language_model import LanguageModel
 from emosteer.vectors import EmotionVector, emotion_vector, residual_norms
@@ -91,7 +91,8 @@ def test_the_defaults_are_the_commands() -> None:
     assert defaults(emosteer.reply) == {"seed": conf["seed"]}
     assert defaults(emosteer.build_vector) == {**OmegaConf.load(CONF / "vector" / "mean_difference.yaml"), "site": conf["site"]}
     statistics = OmegaConf.load(CONF / "statistics" / "default.yaml")
-    assert defaults(emosteer.compare) == {"seed": 0, **statistics}
+    assert defaults(emosteer.compare) == {"seed": 0, **{key: statistics[key] for key in ("n_resamples", "confidence")}}
+    assert statistics == asdict(StatisticsConfig())
     assert defaults(emosteer.attribute) == {"steps": OmegaConf.load(CONF / "attribution" / "patching.yaml")["steps"]}
     assert AttributionConfig().steps is None
 

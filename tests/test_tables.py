@@ -14,6 +14,7 @@ import pytest
 from made_up_sweep import METRICS, join, made_up_cell, publish, random_scores, with_company
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.weightstats import ttost_paired
 
 from emosteer.records.cell import CELL, Cell
 from emosteer.records.store import Store
@@ -176,6 +177,52 @@ def test_prompting_has_a_row_and_cells_an_effect_beyond_it(sweep: Sweep, store: 
             assert row[f"{metric}_beyond_prompting_p"] == pytest.approx(stats.wilcoxon(difference).pvalue)
     p, q = (tables.cells[f"joy_beyond_prompting_{one}"] for one in "pq")
     assert list(q) == pytest.approx(list(multipletests(p, method="fdr_bh")[1]))
+
+
+def test_the_primary_metric_has_more_numbers(sweep: Sweep, store: Store) -> None:
+    tables = run(sweep, grid(store))
+    primary = [name for name in tables.results if name.startswith("primary_")]
+
+    assert len(primary) == 7
+    assert tables.controls[primary].isna().all(axis=None)
+    for metric, rows in tables.cells.groupby("primary"):
+        # The family of q: this metric in all cells, those of other pairs too.
+        adjusted = dict(zip(tables.cells["cell_id"], multipletests(tables.cells[f"{metric}_p"], method="holm")[1], strict=True))
+        for row in rows.itertuples():
+            difference = per_prompt(tables.replies, row.cell_id, metric) - per_prompt(tables.replies, row.baseline_id, metric)
+            assert row.primary_p_t == pytest.approx(stats.ttest_1samp(difference, 0).pvalue)
+            assert row.primary_rank_biserial == pytest.approx(rank_biserial(difference))
+            assert row.primary_ci_low_bca < difference.mean() < row.primary_ci_high_bca
+            assert row.primary_effect_size_ci_low < difference.mean() / difference.std() < row.primary_effect_size_ci_high
+            assert row.primary_p_holm == pytest.approx(adjusted[row.cell_id])
+
+
+def rank_biserial(difference: pd.Series) -> float:  # type: ignore[type-arg]
+    """Rises less falls, as shares of the ranks."""
+    ranks = stats.rankdata(difference[difference != 0].abs())
+    return float((ranks * np.sign(difference[difference != 0])).sum() / ranks.sum())
+
+
+def test_no_cost_is_tested_against_the_margins_of_the_command(sweep: Sweep, store: Store) -> None:
+    cell = made_up_cell(store)
+    by_default = run(sweep, [cell])  # a command that names no margins, as old ones do
+    steered, baseline = (per_prompt(by_default.replies, one, "perplexity") for one in (cell.id, cell.baseline_id))
+    row = row_of(by_default, cell)
+    assert row["perplexity_p_equivalence"] == pytest.approx(ttost_paired(steered, baseline, 1 / 1.1, 1.1, transform=np.log)[0])
+    assert 0 <= row["first_person_p_equivalence"] <= 1
+    assert "joy_p_equivalence" not in by_default.results
+
+    join(sweep, [], statistics={"n_resamples": 99, "confidence": 0.95, "equivalence": {"perplexity": 2.0, "gone": 1.0}})
+    row = row_of(build(sweep), cell)
+    assert row["perplexity_p_equivalence"] == pytest.approx(ttost_paired(steered, baseline, -2, 2)[0])
+    assert "first_person_p_equivalence" not in row
+
+
+def test_a_primary_metric_that_nothing_measures_leaves_its_numbers_empty(sweep: Sweep, store: Store) -> None:
+    run(sweep, [made_up_cell(store)])
+    join(sweep, [], scorers={"words": {"_target_": "emosteer.scoring.fluency.words"}})
+
+    assert build(sweep).results[["primary_p_t", "primary_ci_low_bca", "primary_p_holm"]].isna().all(axis=None)
 
 
 def test_q_is_over_the_cells_and_not_their_controls(sweep: Sweep, store: Store) -> None:
@@ -369,6 +416,7 @@ def test_trends_are_slopes_through_the_origin(sweep: Sweep, store: Store) -> Non
         "duplication",
     }
     assert set(trends["n_coefficients"]) == {2}
+    assert set(trends[trends["is_primary"]]["metric"]) == {"joy", "trust"}
     assert len(trends) == 4 * 5
     for trend in trends.itertuples():
         cells = tables.cells.query("pair == @trend.pair and layers == @trend.layers")

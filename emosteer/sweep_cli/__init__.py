@@ -20,6 +20,7 @@ from emosteer.sweep_cli.cancel import cancel
 from emosteer.sweep_cli.gc import gc
 from emosteer.sweep_cli.logs import logs
 from emosteer.sweep_cli.ls import ls
+from emosteer.sweep_cli.power import power
 from emosteer.sweep_cli.report import report
 from emosteer.sweep_cli.retry import retry
 from emosteer.sweep_cli.status import status
@@ -83,6 +84,8 @@ def about(
       emosteer-sweep watch default    the same while it runs
       emosteer-sweep logs default ID  what was written about a cell
       emosteer-sweep report default   tables, figures and summary again
+      emosteer-sweep power default --effect 1
+                                      how many prompts an effect needs
       emosteer-sweep retry default    run again what failed
       emosteer-sweep cancel default   end its SLURM jobs
       emosteer-sweep workers add default 4
@@ -102,7 +105,7 @@ def about(
         typer.echo(ctx.get_help())
 
 
-for command in (ls, status, watch, logs, report, retry, cancel, gc):
+for command in (ls, status, watch, logs, report, power, retry, cancel, gc):
     app.command()(command)
 app.add_typer(workers.app, name="workers")
 

@@ -1,7 +1,6 @@
-"""Paired statistics of steered against unsteered replies to the same prompts: numbers in, numbers out.
+"""The effect on each metric, and its trend over coefficients: every interval and every p resamples prompts.
 
-The unit of analysis is the prompt: samples are averaged before they come here, and every interval and every p resamples
-prompts. All randomness comes from the `seed` argument. A metric's numbers depend on its own row, the number of prompts and
+All randomness comes from the `seed` argument. A metric's numbers depend on its own row, the number of prompts and
 the seed, and never on which other metrics are passed along: rows share resamples, but each is reduced alone.
 
 Needs scipy 1.15 or newer: since then `scipy.stats.wilcoxon` settles ties in small samples by enumeration.
@@ -31,7 +30,7 @@ of 0.0004; near p = 0.05 its Monte Carlo standard error is 0.0044."""
 _WILCOXON_ENUMERATES_TO = 13
 """Up to this many prompts `scipy.stats.wilcoxon` enumerates all sign flips where there are ties or zeros."""
 
-_BATCH_ELEMENTS = 2**20
+BATCH_ELEMENTS = 2**20
 """Resamples are drawn in batches of about this many numbers, so that thousands of prompts do not take gigabytes."""
 
 
@@ -141,7 +140,7 @@ def paired_effects(
     defined = ~np.isnan(differences)
     rows = [row[keep] for row, keep in zip(differences, defined, strict=True)]
     intervals = _bootstrap_intervals(rows, bootstrap_seed, n_resamples, confidence)
-    p = _wilcoxon_p(rows)
+    p = wilcoxon_p(rows)
     p_perm = _sign_flip_p(rows, differences.shape[1], n_resamples, flip_seed)
     return [
         PairedEffect(
@@ -151,7 +150,7 @@ def paired_effects(
             delta=_mean(row),
             ci_low=float(intervals[metric, 0]),
             ci_high=float(intervals[metric, 1]),
-            effect_size=_effect_size(row),
+            effect_size=effect_size(row),
             p=float(p[metric]),
             p_perm=float(p_perm[metric]),
         )
@@ -169,18 +168,6 @@ def smallest_p(n: int) -> float:
     if n < 0:
         raise ValueError(f"n is {n}: a number of prompts is not negative")
     return float(np.ldexp(1.0, 1 - n)) if n else float("nan")
-
-
-def false_discovery_rate(p: ArrayLike) -> FloatArray:
-    """Benjamini and Hochberg's (1995) q of each p, as an array of the same shape: all of them are one family.
-
-    NaN stay NaN and do not count as tests. Raises `ValueError` for a p outside 0 to 1.
-    """
-    q = np.array(p, dtype=np.float64)
-    tested = ~np.isnan(q)
-    if tested.any():
-        q[tested] = stats.false_discovery_control(q[tested], method="bh")
-    return q
 
 
 def dose_response(
@@ -243,15 +230,17 @@ def _mean(values: FloatArray) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
-def _is_constant(row: FloatArray) -> bool:
+def is_constant(row: FloatArray) -> bool:
+    """Whether all values of a row that has some are equal."""
     # Not `std() == 0`: the mean of ten times 0.1 is not 0.1, so that their standard deviation is 1e-17.
     return bool((row == row[0]).all())
 
 
-def _effect_size(row: FloatArray) -> float:
+def effect_size(row: FloatArray) -> float:
+    """`PairedEffect.effect_size` of differences `[prompt]`."""
     if row.size < 2:
         return float("nan")
-    if _is_constant(row):
+    if is_constant(row):
         return float(np.sign(row[0]) * np.inf) if row[0] else 0.0
     return float(row.mean() / row.std(ddof=1))
 
@@ -279,13 +268,13 @@ def _bootstrap_intervals(rows: list[FloatArray], seed: np.random.SeedSequence, n
             vectorized=True,
             method="percentile",
             n_resamples=n_resamples,
-            batch=max(1, _BATCH_ELEMENTS // n),
+            batch=max(1, BATCH_ELEMENTS // n),
             confidence_level=confidence,
             rng=np.random.default_rng(seed),
         )
         intervals[members] = np.stack(result.confidence_interval, axis=-1)
     for index, row in enumerate(rows):
-        if row.size > 1 and _is_constant(row):
+        if row.size > 1 and is_constant(row):
             intervals[index] = row.mean()
     return intervals
 
@@ -321,7 +310,7 @@ def _sign_flip_p(rows: list[FloatArray], prompts: int, n_resamples: int, seed: n
             permutation_type="samples",
             vectorized=True,
             n_resamples=n_resamples,
-            batch=max(1, _BATCH_ELEMENTS // width),
+            batch=max(1, BATCH_ELEMENTS // width),
             rng=np.random.default_rng(seed),
         ).pvalue
     return p
@@ -336,7 +325,7 @@ def _signed_sums(rows: FloatArray) -> Callable[..., Any]:
     return sums
 
 
-def _wilcoxon_p(rows: list[FloatArray]) -> FloatArray:
+def wilcoxon_p(rows: list[FloatArray]) -> FloatArray:
     """`scipy.stats.wilcoxon` of each row `[row]`, 1 where all values are zero, NaN where there is none.
 
     One call a row: given a matrix, scipy lets a tie in one row change the method for all. Where it would enumerate sign
@@ -344,8 +333,8 @@ def _wilcoxon_p(rows: list[FloatArray]) -> FloatArray:
     """
     p = np.full(len(rows), np.nan)
     enumerated = [index for index, row in enumerate(rows) if row.size and _wilcoxon_enumerates(row)]
-    signed_ranks = [_signed_ranks(rows[index]) for index in enumerated]
-    p[enumerated] = _sign_flip_p(signed_ranks, _WILCOXON_ENUMERATES_TO, 2**_WILCOXON_ENUMERATES_TO, seed=None)
+    ranked = [signed_ranks(rows[index]) for index in enumerated]
+    p[enumerated] = _sign_flip_p(ranked, _WILCOXON_ENUMERATES_TO, 2**_WILCOXON_ENUMERATES_TO, seed=None)
     for index in {index for index, row in enumerate(rows) if row.size}.difference(enumerated):
         p[index] = stats.wilcoxon(rows[index]).pvalue
     return p
@@ -356,7 +345,7 @@ def _wilcoxon_enumerates(row: FloatArray) -> bool:
     return not row.any() or (row.size <= _WILCOXON_ENUMERATES_TO and (distinct.size < row.size or distinct[0] == 0))
 
 
-def _signed_ranks(row: FloatArray) -> FloatArray:
+def signed_ranks(row: FloatArray) -> FloatArray:
     """Ranks of the absolute values that are not zero, with their sign; zeros get 0."""
     zeros = np.count_nonzero(row == 0)
     return np.asarray(np.sign(row) * (stats.rankdata(np.abs(row)) - zeros))

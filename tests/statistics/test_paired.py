@@ -12,10 +12,8 @@ import pingouin
 import pytest
 import statsmodels.api as sm
 from scipy import stats
-from statsmodels.stats.multitest import multipletests
 
-from emosteer import statistics
-from emosteer.statistics import dose_response, false_discovery_rate, paired_effects, smallest_p
+from emosteer.statistics import dose_response, paired, paired_effects, smallest_p
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -222,7 +220,7 @@ def test_a_metrics_numbers_do_not_depend_on_the_others(scores, prompts, n_resamp
 
 def test_many_prompts_in_batches_give_the_same_numbers(scores, monkeypatch):
     whole = paired_effects(*scores, seed=1)
-    monkeypatch.setattr(statistics, "_BATCH_ELEMENTS", 39 * 700)
+    monkeypatch.setattr(paired, "BATCH_ELEMENTS", 39 * 700)
     assert_same(whole, paired_effects(*scores, seed=1))
 
 
@@ -320,33 +318,6 @@ def test_smallest_p_of_nothing():
 def test_what_cannot_be_computed_is_said(steered, baseline, options, message):
     with pytest.raises(ValueError, match=message):
         paired_effects(steered, baseline, **{"seed": 0} | options)
-
-
-# False discovery rate
-
-
-def test_false_discovery_rate_is_statsmodels_fdr_bh():
-    p = np.random.default_rng(10).beta(0.4, 2, 60).round(3)
-    np.testing.assert_allclose(false_discovery_rate(p), multipletests(p, method="fdr_bh")[1], rtol=1e-12)
-
-
-def test_undefined_p_are_no_tests():
-    p = np.array([[0.01, np.nan, 0.04], [0.03, 0.5, np.nan]])
-    before = p.copy()
-    q = false_discovery_rate(p)
-    tested = ~np.isnan(p)
-    assert q.shape == p.shape
-    np.testing.assert_allclose(q[tested], multipletests(p[tested], method="fdr_bh")[1], rtol=1e-12)
-    assert np.isnan(q[~tested]).all()
-    np.testing.assert_array_equal(p, before)
-
-
-def test_false_discovery_rate_of_one_of_none_and_of_nonsense():
-    assert false_discovery_rate([0.03]) == pytest.approx([0.03])
-    assert false_discovery_rate([]).size == 0
-    assert np.isnan(false_discovery_rate([np.nan])).all()
-    with pytest.raises(ValueError, match="0 and 1"):
-        false_discovery_rate([0.2, 1.2])
 
 
 # Dose and response

@@ -1,0 +1,28 @@
+"""Paired statistics of steered against unsteered replies to the same prompts: numbers in, numbers out.
+
+The unit of analysis is the prompt: samples are averaged before they come here. All randomness comes from `seed` arguments.
+"""
+
+from emosteer.statistics.equivalence import equivalence_p
+from emosteer.statistics.families import false_discovery_rate, holm
+from emosteer.statistics.paired import DEFAULT_RESAMPLES, PairedEffect, Trend, dose_response, paired_effects, smallest_p
+from emosteer.statistics.power import power, prompts_needed, smallest_effect, upper_deviation
+from emosteer.statistics.primary import PrimaryEffect, primary_effect
+
+__all__ = [
+    "DEFAULT_RESAMPLES",
+    "PairedEffect",
+    "PrimaryEffect",
+    "Trend",
+    "dose_response",
+    "equivalence_p",
+    "false_discovery_rate",
+    "holm",
+    "paired_effects",
+    "power",
+    "primary_effect",
+    "prompts_needed",
+    "smallest_effect",
+    "smallest_p",
+    "upper_deviation",
+]
