@@ -17,6 +17,7 @@ SITES = ("residual", "attention", "mlp")
 UNITS = ("fraction", "raw")
 MODES = ("reuse", "retry", "force")
 VECTOR_METHODS = ("mean_difference", "random")
+READINGS = ("token_mean", "last_token", "assistant_prefix")
 METRICS = (
     *("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise", "positive", "negative"),
     *("sentiment", "first_person", "first_person_singular", "first_person_plural"),
@@ -100,6 +101,9 @@ class VectorConfig:
 
     method: str = "mean_difference"
     """mean_difference, random (a random direction of the same length), or the dotted path of a function of your own."""
+    reading: str = "token_mean"
+    """Which state stands for a text: token_mean and last_token of its own tokens, as the assistant's reply; or assistant_prefix,
+    the last token before the assistant would reply to the text, as the user's."""
 
 
 @dataclass

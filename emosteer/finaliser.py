@@ -76,7 +76,7 @@ def figure_files(tables: Tables) -> dict[str, Any]:
         model, pair, primary = map(str, keys)
         if f"{primary}_delta" not in cells:
             continue
-        slices = list(cells.groupby(["vector_method", "site", "scope", "seed", "prompts", "coefficient_unit", "baseline_id"]))
+        slices = list(cells.groupby(["vector_id", "site", "scope", "seed", "prompts", "coefficient_unit", "baseline_id"]))
         for number, (_, rows) in enumerate(slices):
             name = in_name(f"{pair}-{model}") + (f"-{number + 1}" if len(slices) > 1 else "")
             controls = tables.controls[tables.controls["baseline_id"].isin(rows["baseline_id"])]

@@ -21,7 +21,7 @@ from emosteer.datasets import (
     load_neutral_texts,
     load_prompts,
 )
-from emosteer.dotted import find_function, version_of
+from emosteer.dotted import find_vector_method, version_of
 from emosteer.errors import EmosteerError
 from emosteer.model.context_length import check_prompts_fit
 from emosteer.model.source import ModelSource, find, resolve_layers
@@ -125,8 +125,8 @@ def _vector_spec(config: Config, pair: PairSpec) -> VectorSpec:
     method = config.vector.method
     if method == "random":
         return VectorSpec(method, seed=config.seed, index=OWN_DIRECTION)
-    version = version_of(find_function("vector.method", method)) if "." in method else 1
-    return VectorSpec(method, pair.texts, version=version)
+    version = version_of(find_vector_method(method, config.vector.reading)) if "." in method else 1
+    return VectorSpec(method, pair.texts, version=version, reading=config.vector.reading)
 
 
 def _prompts(config: Config, source: ModelSource, texts: dict[str, Sequence[Any]]) -> str:

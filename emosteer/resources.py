@@ -176,7 +176,7 @@ class Resources:
         if recipe.method != "random":
             pairs = self.store.contrastive_pairs(recipe.texts)
             with self._reader.in_use(self._telling(f"emotion vector of {_pair_name(cell)}", "texts")):
-                return emotion_vector(self.model, pairs, norms, recipe.method, cell.site)
+                return emotion_vector(self.model, pairs, norms, recipe.method, cell.site, recipe.reading)
         directions = random_direction(recipe.seed, recipe.index, self.model.n_blocks, self.model.width)
         if recipe.like:
             directions = directions * self.vector(cell.like()).directions.norm(dim=1, keepdim=True)

@@ -70,6 +70,7 @@ BAD = {
     "site=head": "site=head: choose one of residual, attention, mlp",
     "coefficient_unit=percent": "coefficient_unit=percent: choose one of fraction, raw",
     "vector.method=pca": "vector.method=pca: choose one of mean_difference, random",
+    "vector.reading=first_token": "vector.reading=first_token: choose one of token_mean, last_token, assistant_prefix",
     "attribution.method=lens": "attribution.method=lens: choose one of attribution_patching, none",
     "tracking.name=paper": "tracking.name=paper: choose one of",
     "coefficient=nan": "coefficient=nan: give a finite number",
@@ -266,6 +267,7 @@ def test_what_is_beside_the_replies_keeps_the_id(store: Store, override: str) ->
     "override",
     ["seed=1", "layer=9", "coefficient=0.3", "coefficient=-0.2", "coefficient_unit=raw", "scope=all", "site=mlp",
      "model=qwen3", "model.dtype=bfloat16", "pair=love_hate", "prompts=confirmation", "prompts.limit=5", "vector=random",
+     "vector.reading=last_token",
      "generation=sampled", "generation.max_new_tokens=61", "generation.min_new_tokens=1"],
 )  # fmt: skip
 def test_what_is_asked_of_the_replies_changes_the_id(store: Store, override: str) -> None:
