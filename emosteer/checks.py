@@ -185,6 +185,7 @@ def check_values(config: Config) -> None:
         ("engine.batch_rows", config.engine.batch_rows, 1),
         ("engine.threads", config.engine.threads, 1),
         ("prompts.limit", config.prompts.limit, 1),
+        ("vector.components", config.vector.components, 1),
     ):
         if number is not None:
             check_count(key, number, least, MOST_CONTROLS if key == "controls.random" else MOST)

@@ -76,6 +76,10 @@ class VectorSpec:
     """Of a method of the user's own (or, for a random direction, of `like_method`)."""
     reading: str = VectorConfig.reading
     """Which state stands for a text."""
+    components: int = VectorConfig.components
+    """How many principal components of the neutral texts `neutral_projected` takes out."""
+    others: tuple[str, ...] = ()
+    """Digests of the other emotions' pairs, for `grand_mean`."""
 
 
 @dataclass(frozen=True)
@@ -198,6 +202,8 @@ class Cell:
         known["generation"] = GenerationConfig(**_known(GenerationConfig, data["generation"]))
         for key, kind in (("pair", PairSpec), ("vector", VectorSpec)):
             known[key] = kind(**_known(kind, data[key])) if data.get(key) else None
+        if vector := known["vector"]:
+            known["vector"] = dataclasses.replace(vector, others=tuple(vector.others))
         if attribution := data.get("attribution"):
             config = AttributionConfig(**_known(AttributionConfig, attribution["config"]))
             known["attribution"] = AttributionSpec(attribution["diagnostics"], config)

@@ -5,7 +5,16 @@ read, and `making` the way from texts to a vector. A new method is one function 
 """
 
 from emosteer.vectors.making import emotion_vector, find_method, read_states
-from emosteer.vectors.methods import METHODS, States, mean_difference
+from emosteer.vectors.methods import (
+    METHODS,
+    States,
+    grand_mean,
+    lda,
+    logistic,
+    mean_difference,
+    neutral_projected,
+    pca,
+)
 from emosteer.vectors.reading import Reader, residual_norms, token_means
 from emosteer.vectors.vector import EmotionVector, checked, random_direction
 
@@ -17,7 +26,12 @@ __all__ = [
     "checked",
     "emotion_vector",
     "find_method",
+    "grand_mean",
+    "lda",
+    "logistic",
     "mean_difference",
+    "neutral_projected",
+    "pca",
     "random_direction",
     "read_states",
     "residual_norms",

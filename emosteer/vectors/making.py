@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from emosteer.config import VectorConfig
-from emosteer.datasets import ContrastivePair
+from emosteer.datasets import ContrastivePair, NeutralText
 from emosteer.dotted import find_vector_method
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel
@@ -26,6 +27,10 @@ def emotion_vector(
     method: str = "mean_difference",
     site: str = "residual",
     reading: str = VectorConfig.reading,
+    *,
+    others: Sequence[Sequence[ContrastivePair]] = (),
+    neutral: Sequence[NeutralText] = (),
+    components: int = VectorConfig.components,
 ) -> EmotionVector:
     """Build an emotion vector by a named method.
 
@@ -36,23 +41,62 @@ def emotion_vector(
         method: a name in `METHODS`, or the dotted path of a function.
         site: whose output is read.
         reading: which state stands for a text; see `emosteer.model.dialogue.Dialogue.reading`.
+        others: of `grand_mean`: the pairs of each further two emotions.
+        neutral: of `neutral_projected`: texts without emotion.
+        components: of `neutral_projected`: how many of their principal components are taken out.
 
     Raises:
-        EmosteerError: unknown method, or a vector of another shape, not finite, or without length at some block.
+        EmosteerError: unknown method, texts that it lacks, or a vector of another shape, not finite, or without length at some block.
     """
     if method in METHODS:
-        directions = METHODS[method](read_states(model, pairs, site, reading))
+        states = read_states(
+            model,
+            pairs,
+            site,
+            reading,
+            others=others if method == "grand_mean" else (),
+            neutral=neutral if method == "neutral_projected" else (),
+            components=components,
+        )
+        directions = METHODS[method](states)
     else:
         asked = {} if reading == VectorConfig.reading else {"reading": reading}
         directions = find_method(method, reading)(model, pairs, site, **asked)
     return checked(EmotionVector(directions, residual_norm, site))
 
 
-def read_states(model: LanguageModel, pairs: Sequence[ContrastivePair], site: str, reading: str = VectorConfig.reading) -> States:
-    """The states of pairs of texts at every block; a `Reader` in use remembers those of earlier calls."""
-    texts = [text for pair in pairs for text in (pair.positive, pair.negative)]
-    means = token_means(model, [model.dialogue.reading(text, reading) for text in texts], site)
-    return States(means[0::2], means[1::2])
+def read_states(
+    model: LanguageModel,
+    pairs: Sequence[ContrastivePair],
+    site: str = "residual",
+    reading: str = VectorConfig.reading,
+    *,
+    others: Sequence[Sequence[ContrastivePair]] = (),
+    neutral: Sequence[NeutralText] = (),
+    components: int = VectorConfig.components,
+) -> States:
+    """The states of pairs of texts, and of what else a method needs, at every block; arguments as for `emotion_vector`.
+
+    Raises:
+        EmosteerError: states that are not finite.
+    """
+
+    def read(texts: Sequence[str]) -> Tensor:
+        means = token_means(model, [model.dialogue.reading(text, reading) for text in texts], site)
+        if bad := torch.nonzero(~means.isfinite().all(dim=2).all(dim=0)).flatten().tolist():
+            raise EmosteerError(f"{model.name}: activations at blocks {bad} are not finite numbers; try model.dtype=float32")
+        return means
+
+    groups = [pairs, *others]
+    means = read([text for group in groups for pair in group for text in (pair.positive, pair.negative)])
+    own, *further = torch.split(means, [2 * len(group) for group in groups])
+    return States(
+        own[0::2],
+        own[1::2],
+        torch.stack([emotion.mean(0) for group in further for emotion in (group[0::2], group[1::2])]) if further else None,
+        read([text.text for text in neutral]) if neutral else None,
+        components,
+    )
 
 
 def find_method(name: str, reading: str = VectorConfig.reading) -> OwnMethod:

@@ -83,6 +83,8 @@ MATTERS: dict[str, Change] = {
     "contrastive pairs": changed(vector=VectorSpec("mean_difference", "pairs-3")),
     "vector method": changed(vector=VectorSpec("random")),
     "reading": changed(vector=VectorSpec("mean_difference", "pairs-1", reading="last_token")),
+    "components": changed(vector=VectorSpec("mean_difference", "pairs-1", components=3)),
+    "other emotions": changed(vector=VectorSpec("mean_difference", "pairs-1", others=("pairs-2",))),
     "random direction": changed(vector=VectorSpec("random", index=1)),
     "random seed": changed(vector=VectorSpec("random", seed=1)),
     "neutral texts": changed(neutral="neutral-2"),
