@@ -148,6 +148,8 @@ def build_vector(
     *,
     method: str = "mean_difference",
     site: str = "residual",
+    reading: str = "token_mean",
+    components: int = 5,
 ) -> EmotionVector:
     """Derive an emotion vector from contrastive pairs: directions [block, width], raw, positive minus negative, float32.
 
@@ -158,6 +160,8 @@ def build_vector(
         model: the language model.
         pairs: the name of a shipped emotion pair (`joy_sadness`), a file of contrastive pairs, or a list of them.
         method: as `vector.method` in the command.
+        reading: as `vector.reading` in the command: token_mean, last_token or assistant_prefix.
+        components: as `vector.components` in the command.
         site: whose output is read, and will be steered: residual, attention or mlp.
 
     Raises:
@@ -165,9 +169,20 @@ def build_vector(
     """
     if method == "random":
         raise EmosteerError("method=random needs no pairs: call random_vector")
-    configuration(vector={"method": method}, site=site)
+    configuration(vector={"method": method, "reading": reading, "components": components}, site=site)
     contrastive = _items("pairs", pairs, ContrastivePair, datasets.load_contrastive_pairs)
-    return emotion_vector(model, contrastive, _norms(model), method, site)
+    shipped = [datasets.load_contrastive_pairs(path) for path in datasets.shipped_pairs().values()]
+    return emotion_vector(
+        model,
+        contrastive,
+        _norms(model),
+        method,
+        site,
+        reading,
+        others=[others for others in shipped if datasets.digest(others) != datasets.digest(contrastive)],
+        neutral=datasets.load_neutral_texts(),
+        components=components,
+    )
 
 
 def random_vector(model: LanguageModel, seed: int = 0, index: int = 0, *, like: EmotionVector | None = None) -> EmotionVector:

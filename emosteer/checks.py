@@ -22,6 +22,7 @@ from emosteer.config import (
     METRICS,
     MODES,
     NUMBERS,
+    READINGS,
     SCOPES,
     SITES,
     TRACKERS,
@@ -164,6 +165,7 @@ def check_values(config: Config) -> None:
         ("site", config.site, SITES),
         ("intervention", config.intervention, INTERVENTIONS),
         ("coefficient_unit", config.coefficient_unit, UNITS),
+        ("vector.reading", config.vector.reading, READINGS),
         ("tracking.name", config.tracking.name, TRACKERS),
         ("tracking.mode", config.tracking.mode, TRACKING_MODES),
         ("attribution.method", config.attribution.method, ("attribution_patching", "none")),
@@ -187,6 +189,7 @@ def check_values(config: Config) -> None:
         ("engine.batch_rows", config.engine.batch_rows, 1),
         ("engine.threads", config.engine.threads, 1),
         ("prompts.limit", config.prompts.limit, 1),
+        ("vector.components", config.vector.components, 1),
     ):
         if number is not None:
             check_count(key, number, least, MOST_CONTROLS if key == "controls.random" else MOST)

@@ -17,7 +17,8 @@ INTERVENTIONS = ("add", "set", "ablate")
 SITES = ("residual", "attention", "mlp")
 UNITS = ("fraction", "raw")
 MODES = ("reuse", "retry", "force")
-VECTOR_METHODS = ("mean_difference", "random")
+VECTOR_METHODS = ("mean_difference", "grand_mean", "pca", "logistic", "lda", "neutral_projected", "random")
+READINGS = ("token_mean", "last_token", "assistant_prefix")
 METRICS = (
     *("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise", "positive", "negative"),
     *("sentiment", "first_person", "first_person_singular", "first_person_plural"),
@@ -101,7 +102,14 @@ class VectorConfig:
     """How an emotion vector is made from contrastive pairs."""
 
     method: str = "mean_difference"
-    """mean_difference, random (a random direction of the same length), or the dotted path of a function of your own."""
+    """mean_difference; grand_mean (against all emotions); pca, logistic or lda (the line that they find, as long as the mean
+    difference reaches along it); neutral_projected (what varies in neutral texts taken out); random (a random direction of the same
+    length); or the dotted path of a function of your own."""
+    reading: str = "token_mean"
+    """Which state stands for a text: token_mean and last_token of its own tokens, as the assistant's reply; or assistant_prefix,
+    the last token before the assistant would reply to the text, as the user's."""
+    components: int = 5
+    """Principal components of neutral texts that neutral_projected takes out."""
 
 
 @dataclass

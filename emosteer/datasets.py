@@ -68,6 +68,11 @@ class NeutralText:
 Item = TypeVar("Item", ContrastivePair, DiagnosticPair, Prompt, NeutralText)
 
 
+def shipped_pairs() -> dict[str, Path]:
+    """Name of each shipped emotion pair -> the file of its contrastive pairs."""
+    return {path.stem: path for path in sorted((SHIPPED / "pairs").glob("*.jsonl"))}
+
+
 def load_contrastive_pairs(path: Path) -> list[ContrastivePair]:
     """The pairs of a file; raises EmosteerError with file and line where one is unusable."""
     return _load(path, _contrastive_pair)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
 from typing import Any
 
+from emosteer.config import VectorConfig
 from emosteer.errors import EmosteerError
 
 
@@ -35,6 +37,22 @@ def find_function(key: str, path: object) -> Callable[..., Any]:
         raise EmosteerError(f"{key}={path} is no function: give the dotted path of one")
     found: Callable[..., Any] = function
     return found
+
+
+def find_vector_method(path: str, reading: str = VectorConfig.reading) -> Callable[..., Any]:
+    """The user's own vector method at a dotted path.
+
+    Raises:
+        EmosteerError: as `find_function` does, or for a `vector.reading` that is not the default where the function has no
+            parameter `reading`: the vector would not be what its id says.
+    """
+    method = find_function("vector.method", path)
+    if reading != VectorConfig.reading and "reading" not in inspect.signature(method).parameters:
+        raise EmosteerError(
+            f"vector.reading={reading}: {path} takes model, pairs and site; give it a fourth parameter `reading`, for "
+            f"model.dialogue.reading(text, reading), or leave vector.reading={VectorConfig.reading}"
+        )
+    return method
 
 
 def version_of(function: Callable[..., Any]) -> int:

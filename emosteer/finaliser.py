@@ -20,7 +20,7 @@ from emosteer.tables import Tables, build
 
 log = logging.getLogger(__name__)
 
-APART = ["vector_method", "site", "scope", "intervention", "decay", "seed", "prompts", "coefficient_unit", "baseline_id"]
+APART = ["vector_id", "site", "scope", "intervention", "decay", "seed", "prompts", "coefficient_unit", "baseline_id"]
 """Columns of `results` in which the cells of one figure agree, besides model and pair."""
 
 

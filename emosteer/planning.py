@@ -12,7 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from emosteer.checks import check_ids_hold_no_hydra_values, check_known_keys, check_values, leaves
-from emosteer.config import Config, ModelConfig, PairConfig, PromptsConfig
+from emosteer.config import Config, ModelConfig, PairConfig, PromptsConfig, VectorConfig
 from emosteer.datasets import (
     SHIPPED,
     digest,
@@ -20,8 +20,9 @@ from emosteer.datasets import (
     load_diagnostic_pairs,
     load_neutral_texts,
     load_prompts,
+    shipped_pairs,
 )
-from emosteer.dotted import find_function, version_of
+from emosteer.dotted import find_vector_method, version_of
 from emosteer.errors import EmosteerError
 from emosteer.model.context_length import check_prompts_fit
 from emosteer.model.source import ModelSource, find, resolve_layers
@@ -109,6 +110,9 @@ def _cell(config: Config, texts: dict[str, Sequence[Any]]) -> Cell:
     pair = _pair_spec(config.pair, texts, uses_attribution)
     if layers is None and not uses_attribution:
         raise EmosteerError("layer=auto takes the blocks that attribution finds: give a layer, or leave attribution on")
+    vector = _vector_spec(config, pair, texts)
+    neutral = _read(texts, "neutral", SHIPPED / "neutral" / "neutral.jsonl")
+    _check_texts_suffice(vector, texts, neutral)
     return Cell(
         kind=CELL,
         model=ModelSpec(config.model, source.fingerprint, source.n_blocks),
@@ -117,8 +121,8 @@ def _cell(config: Config, texts: dict[str, Sequence[Any]]) -> Cell:
         prompts_name=_prompts_name(config.prompts),
         generation=config.generation,
         pair=pair,
-        vector=_vector_spec(config, pair),
-        neutral=_read(texts, "neutral", SHIPPED / "neutral" / "neutral.jsonl"),
+        vector=vector,
+        neutral=neutral,
         layers=layers,
         # An ablation has no strength: a grid over coefficients has it once.
         coefficient=0.0 if ablates else float(config.coefficient),
@@ -131,12 +135,33 @@ def _cell(config: Config, texts: dict[str, Sequence[Any]]) -> Cell:
     )
 
 
-def _vector_spec(config: Config, pair: PairSpec) -> VectorSpec:
+def _vector_spec(config: Config, pair: PairSpec, texts: dict[str, Sequence[Any]]) -> VectorSpec:
     method = config.vector.method
     if method == "random":
         return VectorSpec(method, seed=config.seed, index=OWN_DIRECTION)
-    version = version_of(find_function("vector.method", method)) if "." in method else 1
-    return VectorSpec(method, pair.texts, version=version)
+    return VectorSpec(
+        method,
+        pair.texts,
+        version=version_of(find_vector_method(method, config.vector.reading)) if "." in method else 1,
+        reading=config.vector.reading,
+        components=config.vector.components if method == "neutral_projected" else VectorConfig.components,
+        others=_other_emotions(pair, texts) if method == "grand_mean" else (),
+    )
+
+
+def _other_emotions(pair: PairSpec, texts: dict[str, Sequence[Any]]) -> tuple[str, ...]:
+    """Digests of the shipped pairs of other emotions than a pair's own, whose texts are added."""
+    keys = [_read(texts, "pairs", path) for path in shipped_pairs().values()]
+    return tuple(key for key in keys if key != pair.texts)
+
+
+def _check_texts_suffice(vector: VectorSpec, cell_texts: dict[str, Sequence[Any]], neutral: str) -> None:
+    """Raise EmosteerError where a method needs more texts than there are."""
+    if vector.method == "lda" and len(cell_texts[vector.texts]) < 2:
+        raise EmosteerError("vector.method=lda needs the scatter of at least 2 pairs: give more in pair.path, or another method")
+    n_neutral = len(cell_texts[neutral])
+    if vector.method == "neutral_projected" and vector.components >= n_neutral:
+        raise EmosteerError(f"vector.components={vector.components}: of {n_neutral} neutral texts give at most {n_neutral - 1}")
 
 
 def _prompts(config: Config, source: ModelSource, texts: dict[str, Sequence[Any]]) -> str:

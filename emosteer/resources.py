@@ -174,9 +174,18 @@ class Resources:
         assert recipe is not None
         norms = self.residual_norm(cell)
         if recipe.method != "random":
-            pairs = self.store.contrastive_pairs(recipe.texts)
             with self._reader.in_use(self._telling(f"emotion vector of {_pair_name(cell)}", "texts")):
-                return emotion_vector(self.model, pairs, norms, recipe.method, cell.site)
+                return emotion_vector(
+                    self.model,
+                    self.store.contrastive_pairs(recipe.texts),
+                    norms,
+                    recipe.method,
+                    cell.site,
+                    recipe.reading,
+                    others=[self.store.contrastive_pairs(key) for key in recipe.others],
+                    neutral=self.store.neutral_texts(cell.neutral),
+                    components=recipe.components,
+                )
         directions = random_direction(recipe.seed, recipe.index, self.model.n_blocks, self.model.width)
         if recipe.like:
             directions = directions * self.vector(cell.like()).directions.norm(dim=1, keepdim=True)

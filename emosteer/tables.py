@@ -253,6 +253,7 @@ def _axes(sweep: Sweep, cell: Cell, state: str, own: Scored | None) -> dict[str,
         {
             "vector_id": cell.vector_id,
             "vector_method": cell.vector.method,
+            "vector_reading": cell.vector.reading if cell.vector.method != "random" else None,
             "site": cell.site,
             "layer": layers[0] if len(layers) == 1 else None,
             "layers": "+".join(map(str, layers)) or cell.layers_text,

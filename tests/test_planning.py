@@ -18,7 +18,7 @@ import emosteer
 from emosteer import planning
 from emosteer.checks import check_sweep_name
 from emosteer.config import ModelConfig, register
-from emosteer.datasets import SHIPPED
+from emosteer.datasets import SHIPPED, digest, load_contrastive_pairs
 from emosteer.errors import EmosteerError
 from emosteer.model.source import ModelSource
 from emosteer.planning import plan, typed
@@ -74,7 +74,9 @@ BAD = {
     "controls.prompting=true controls.instruction=": "controls.instruction is empty: say what the model shall feel",
     "site=head": "site=head: choose one of residual, attention, mlp",
     "coefficient_unit=percent": "coefficient_unit=percent: choose one of fraction, raw",
-    "vector.method=pca": "vector.method=pca: choose one of mean_difference, random",
+    "vector.method=ica": "vector.method=ica: choose one of mean_difference, grand_mean, pca, logistic, lda,",
+    "vector.components=0": "vector.components=0: give a whole number of at least 1",
+    "vector.reading=first_token": "vector.reading=first_token: choose one of token_mean, last_token, assistant_prefix",
     "attribution.method=lens": "attribution.method=lens: choose one of attribution_patching, none",
     "tracking.name=paper": "tracking.name=paper: choose one of",
     "coefficient=nan": "coefficient=nan: give a finite number",
@@ -260,6 +262,37 @@ def test_prompting_is_shared_by_a_pairs_cells_and_told_apart_by_its_words(store:
     assert Cell.from_json(asked[0].to_json()) == asked[0]
 
 
+def test_a_grand_mean_is_of_the_other_shipped_emotions(store: Store, tmp_path: Path) -> None:
+    shipped = sorted((SHIPPED / "pairs").glob("*.jsonl"))
+    found = {path.stem: planned(store, f"pair={path.stem}", "vector=grand_mean", "attribution=none")[0].vector for path in shipped}
+    digests = {path.stem: digest(load_contrastive_pairs(path)) for path in shipped}
+    for name, vector in found.items():
+        assert vector is not None
+        assert vector.texts == digests[name]
+        assert vector.others == tuple(key for other, key in digests.items() if other != name)
+    (tmp_path / "mine.jsonl").write_text('{"id": "a", "positive": "So vast!", "negative": "So small."}\n')
+    own = planned(
+        store, "vector=grand_mean", "pair=custom", "pair.name=awe", "pair.target=awe", "pair.counterpart=dread",
+        "pair.primary=positive", f"pair.path={tmp_path / 'mine.jsonl'}", "attribution=none",
+    )[0].vector  # fmt: skip
+    assert own is not None
+    assert own.others == tuple(digests.values())
+
+
+def test_one_pair_has_no_scatter(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_text('{"id": "a", "positive": "So vast!", "negative": "So small."}\n')
+    with pytest.raises(EmosteerError, match=r"vector\.method=lda needs the scatter of at least 2 pairs: give more in pair.path"):
+        planned(store, "vector=lda", f"pair.path={tmp_path / 'mine.jsonl'}", "attribution=none")
+
+
+def test_components_are_of_one_method_alone(store: Store) -> None:
+    assert planned(store, "vector.components=3")[0].id == planned(store)[0].id
+    few, more = (planned(store, "vector=neutral_projected", f"vector.components={n}")[0].id for n in (3, 5))
+    assert few != more == planned(store, "vector=neutral_projected")[0].id
+    with pytest.raises(EmosteerError, match=r"vector.components=48: of 48 neutral texts give at most 47"):
+        planned(store, "vector=neutral_projected", "vector.components=48")
+
+
 def test_a_random_direction_as_a_cell_is_none_of_its_controls(store: Store) -> None:
     cell, _, *controls = planned(store, "vector=random", "controls.random=3", "attribution=none")
 
@@ -295,6 +328,7 @@ def test_what_is_beside_the_replies_keeps_the_id(store: Store, override: str) ->
     ["seed=1", "layer=9", "coefficient=0.3", "coefficient=-0.2", "coefficient_unit=raw", "scope=all", "site=mlp",
      "intervention=set", "intervention=ablate", "decay=0.9",
      "model=qwen3", "model.dtype=bfloat16", "pair=love_hate", "prompts=confirmation", "prompts.limit=5", "vector=random",
+     "vector.reading=last_token", "vector=pca", "vector=grand_mean", "vector=neutral_projected",
      "generation=sampled", "generation.max_new_tokens=61", "generation.min_new_tokens=1"],
 )  # fmt: skip
 def test_what_is_asked_of_the_replies_changes_the_id(store: Store, override: str) -> None:

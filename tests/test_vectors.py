@@ -12,21 +12,22 @@ from tiny_models import BLOCKS, WIDTH, WITH_SITES, bare_model, random_vector, ti
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from emosteer import vectors
 from emosteer.datasets import ContrastivePair, NeutralText
 from emosteer.errors import EmosteerError
 from emosteer.model import extraction
 from emosteer.model.language_model import LanguageModel, wrap
 from emosteer.vectors import (
+    METHODS,
     EmotionVector,
     Reader,
     checked,
     emotion_vector,
-    mean_difference,
     random_direction,
+    read_states,
     residual_norms,
     token_means,
 )
+from emosteer.vectors import reading as reading_of_texts
 
 PAIRS = [
     ContrastivePair("a", "We are so happy that you came!", "I am sad, because nobody called."),
@@ -67,6 +68,10 @@ def own_states(model: LanguageModel, family: str, site: str, text: str, plain: b
         for handle in handles:
             handle.remove()
     return [seen[layer] for layer in range(BLOCKS)]
+
+
+def mean_difference(model: LanguageModel, pairs: list[ContrastivePair], site: str = "residual") -> Tensor:
+    return METHODS["mean_difference"](read_states(model, pairs, site))
 
 
 def by_hand(model: LanguageModel, family: str, site: str, plain: bool = False) -> Tensor:
@@ -159,13 +164,58 @@ def test_what_stands_at_padding_is_in_no_mean() -> None:
     states[0, 2] = torch.nan
     states[1, 0] = torch.inf
     own = torch.tensor([[True, True, False], [False, False, True]])
-    torch.testing.assert_close(vectors._mean(states, own), torch.stack([states[0, :2].mean(0), states[1, 2]]))
+    torch.testing.assert_close(reading_of_texts._mean(states, own), torch.stack([states[0, :2].mean(0), states[1, 2]]))
 
 
 def test_norms_tell_how_far_they_are() -> None:
     told: list[tuple[int, int]] = []
     residual_norms(tiny_model("llama"), NEUTRAL, lambda done, total: told.append((done, total)))
     assert told[-1] == (len(NEUTRAL), len(NEUTRAL))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2"])
+def test_readings_by_hand(family: str) -> None:
+    """Each text alone, and the one state that its reading names: of the last own token, or of the token before the reply."""
+    model = tiny_model(family)
+    last, prefix = torch.zeros(BLOCKS, WIDTH), torch.zeros(BLOCKS, WIDTH)
+    for pair in PAIRS:
+        for text, sign in ((pair.positive, 1), (pair.negative, -1)):
+            last += sign * torch.stack([states[-1] for states in own_states(model, family, "residual", text)]) / len(PAIRS)
+            seen: list[Tensor] = []
+            ids = model.dialogue.tokenizer(f"<s><|user|>{text}</s>\n<|assistant|>", add_special_tokens=False, return_tensors="pt")
+            parts = [true_parts(family, layer)["residual"] for layer in range(BLOCKS)]
+            handles = [
+                part.register_forward_hook(lambda _m, _a, out, seen=seen: seen.append(out[0] if isinstance(out, tuple) else out))
+                for part in parts
+            ]
+            with torch.no_grad():
+                model.model(ids.input_ids)
+            for handle in handles:
+                handle.remove()
+            prefix += sign * torch.stack([state.reshape(-1, WIDTH)[-1] for state in seen]) / len(PAIRS)
+    norms = torch.ones(BLOCKS)
+    for reading, expected in (("last_token", last), ("assistant_prefix", prefix)):
+        made = emotion_vector(model, PAIRS, norms, reading=reading)
+        torch.testing.assert_close(made.directions, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(last, mean_difference(model, PAIRS), atol=0.01)
+
+
+def last_words(model: LanguageModel, pairs: list[ContrastivePair], site: str, reading: str = "token_mean") -> Tensor:
+    """A method of a user's own that takes a reading."""
+    return METHODS["mean_difference"](read_states(model, pairs, site, reading))
+
+
+def without_reading(model: LanguageModel, pairs: list[ContrastivePair], site: str) -> Tensor:
+    return METHODS["mean_difference"](read_states(model, pairs, site))
+
+
+def test_a_method_of_ones_own_gets_the_reading_or_refuses_it() -> None:
+    model, norms = tiny_model("llama"), torch.ones(BLOCKS)
+    own = emotion_vector(model, PAIRS, norms, f"{__name__}.last_words", reading="last_token")
+    assert own.directions.equal(emotion_vector(model, PAIRS, norms, reading="last_token").directions)
+    assert emotion_vector(model, PAIRS, norms, f"{__name__}.without_reading").directions.equal(mean_difference(model, PAIRS))
+    with pytest.raises(EmosteerError, match=r"vector.reading=last_token: .*without_reading takes model, pairs and site"):
+        emotion_vector(model, PAIRS, norms, f"{__name__}.without_reading", reading="last_token")
 
 
 # --- a reader, for a process that makes many vectors
@@ -332,8 +382,8 @@ def test_emotion_vector_carries_the_norms(monkeypatch: pytest.MonkeyPatch) -> No
     made = emotion_vector(model, PAIRS, norms, site="mlp")
     assert made.residual_norm is norms
     assert torch.equal(made.directions, mean_difference(model, PAIRS, "mlp"))
-    with pytest.raises(EmosteerError, match="choose one of mean_difference, random"):
+    with pytest.raises(EmosteerError, match=r"choose one of mean_difference, .*, random"):
         emotion_vector(model, PAIRS, norms, method="absent")
-    monkeypatch.setitem(vectors.METHODS, "broken", lambda *_: torch.full((BLOCKS, WIDTH), torch.nan))
+    monkeypatch.setitem(METHODS, "broken", lambda *_: torch.full((BLOCKS, WIDTH), torch.nan))
     with pytest.raises(EmosteerError, match="not finite"):
         emotion_vector(model, PAIRS, norms, method="broken")

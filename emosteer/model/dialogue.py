@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
@@ -24,7 +24,7 @@ MARK = "\ue000"
 
 @dataclass(frozen=True)
 class Reading:
-    """A text inside its template: token ids, and which of them [start, stop) are the text's own."""
+    """A text inside its template: token ids, and which of them [start, stop) are read, the text's own as a rule."""
 
     tokens: tuple[int, ...]
     start: int
@@ -71,10 +71,27 @@ class Dialogue:
         except TemplateError:
             return False
 
-    def reading(self, text: str) -> Reading:
-        """The text as the assistant's reply to a neutral opening, with the span of its own tokens."""
+    def reading(self, text: str, at: str = "token_mean") -> Reading:
+        """The text in the template, with the span of tokens whose mean state stands for it.
+
+        Args:
+            text: what is read.
+            at: `token_mean`: all of the text's own tokens, where it is the assistant's reply to a neutral opening.
+                `last_token`: the last of those.
+                `assistant_prefix`: the text is the user's only message, and the span is the one token after which the assistant's
+                reply would begin: the last of what the template writes there (the colon of `Assistant:` without a template). By
+                then the model has read the text and prepares to answer it. Source: the last of the post-instruction tokens of
+                Arditi et al., *Refusal in Language Models Is Mediated by a Single Direction* (2024).
+
+        Raises:
+            EmosteerError: a template that changes the text, or no token of its own.
+        """
+        if at == "assistant_prefix":
+            tokens = self._tokens(self._render([{"role": "user", "content": text}], opens_reply=True))
+            return Reading(tokens, len(tokens) - 1, len(tokens))
         rendered, marked = (self._render([OPENING, {"role": "assistant", "content": content}]) for content in (text, MARK))
-        return self._locate(rendered, text, after=max(marked.find(MARK), 0))
+        own = self._locate(rendered, text, after=max(marked.find(MARK), 0))
+        return replace(own, start=own.stop - 1) if at == "last_token" else own
 
     def reply(self, tokens: Sequence[int]) -> str:
         """What the user reads: decoded without special tokens; a base model's next turn is cut off."""

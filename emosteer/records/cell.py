@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from emosteer.config import AttributionConfig, GenerationConfig, ModelConfig
+from emosteer.config import AttributionConfig, GenerationConfig, ModelConfig, VectorConfig
 from emosteer.records.paths import in_name
 
 ALGORITHM = 1
@@ -74,6 +74,12 @@ class VectorSpec:
     """How that vector comes about, from the same `texts`."""
     version: int = 1
     """Of a method of the user's own (or, for a random direction, of `like_method`)."""
+    reading: str = VectorConfig.reading
+    """Which state stands for a text."""
+    components: int = VectorConfig.components
+    """How many principal components of the neutral texts `neutral_projected` takes out."""
+    others: tuple[str, ...] = ()
+    """Digests of the other emotions' pairs, for `grand_mean`."""
 
 
 @dataclass(frozen=True)
@@ -170,14 +176,12 @@ class Cell:
         """This cell with a random direction of the same length; shared by all pairs at a layer and coefficient."""
         assert self.vector is not None
         raw, chosen = self.coefficient_unit == "raw", self.layers is None
-        own = self.vector
-        random = VectorSpec("random", seed=self.seed, index=index)
-        if raw:
-            random = dataclasses.replace(random, like=self.vector_id, like_method=own.method, texts=own.texts, version=own.version)
+        # Where coefficients are raw, all that the own vector is made of tells the control's length.
+        own = dataclasses.replace(self.vector, like=self.vector_id, like_method=self.vector.method) if raw else VectorSpec("random")
         return dataclasses.replace(
             self,
             kind=CONTROL,
-            vector=random,
+            vector=dataclasses.replace(own, method="random", seed=self.seed, index=index),
             # It stays where it decides the layer or the length.
             pair=self.pair if chosen or raw else None,
             attribution=self.attribution if chosen else None,
@@ -186,9 +190,8 @@ class Cell:
     def like(self) -> Cell:
         """Of a control with raw coefficients: a cell whose vector has the lengths that this one's shall have."""
         assert self.vector is not None
-        return dataclasses.replace(
-            self, kind=CELL, vector=VectorSpec(self.vector.like_method, self.vector.texts, version=self.vector.version)
-        )
+        own = dataclasses.replace(self.vector, method=self.vector.like_method, seed=0, index=0, like="", like_method="")
+        return dataclasses.replace(self, kind=CELL, vector=own)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data that `from_json` reads back to an equal cell."""
@@ -207,6 +210,8 @@ class Cell:
         known["generation"] = GenerationConfig(**_known(GenerationConfig, data["generation"]))
         for key, kind in (("pair", PairSpec), ("vector", VectorSpec)):
             known[key] = kind(**_known(kind, data[key])) if data.get(key) else None
+        if vector := known["vector"]:
+            known["vector"] = dataclasses.replace(vector, others=tuple(vector.others))
         if attribution := data.get("attribution"):
             config = AttributionConfig(**_known(AttributionConfig, attribution["config"]))
             known["attribution"] = AttributionSpec(attribution["diagnostics"], config)

@@ -101,7 +101,7 @@ class References:
             self.records |= {cell.id, cell.baseline_id}
         if cell.vector:
             self.vectors |= {cell.vector_id, cell.vector.like}
-            self.texts.add(cell.vector.texts)
+            self.texts |= {cell.vector.texts, *cell.vector.others}
         if cell.pair:
             self.texts |= {cell.pair.texts, cell.pair.diagnostics}
         if cell.attribution:

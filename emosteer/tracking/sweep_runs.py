@@ -37,6 +37,7 @@ AXES: dict[str, type] = {
     "primary": str,
     "vector_id": str,
     "vector_method": str,
+    "vector_reading": str,
     "site": str,
     "layer": int,
     "layers": str,

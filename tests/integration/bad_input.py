@@ -246,7 +246,9 @@ FUNCTION_MISTAKES = [
     *(Mistake((f"+scorers.mine._target_={path}",), line) for path, line in FUNCTIONS.items()),
     *(Mistake((f"vector.method={path}",), line) for path, line in FUNCTIONS.items() if "." in path),
     Mistake(
-        ("vector.method=pca",), "vector.method=pca: choose one of mean_difference, random, or give the dotted path of a function"
+        ("vector.method=ica",),
+        "vector.method=ica: choose one of mean_difference, grand_mean, pca, logistic, lda, neutral_projected, random, "
+        "or give the dotted path of a function",
     ),
     Mistake(
         ("+scorers.mine._target_=bad_functions.score", "+scorers.mine.dept=3"),

@@ -98,6 +98,22 @@ def test_a_readings_span_is_the_text(dialogue: Dialogue, text: str) -> None:
     assert after.strip() in ("", "</s>")
 
 
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_last_token_of_a_text(dialogue: Dialogue, text: str) -> None:
+    whole, last = dialogue.reading(text), dialogue.reading(text, "last_token")
+    assert last.tokens == whole.tokens
+    assert (last.start, last.stop) == (whole.stop - 1, whole.stop)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_assistant_prefix_is_where_the_reply_to_the_text_begins(dialogue: Dialogue, text: str) -> None:
+    reading = dialogue.reading(text, "assistant_prefix")
+    assert reading.tokens == dialogue.prompt([{"role": "user", "content": text}])
+    assert reading.stop - reading.start == 1
+    assert reading.stop == len(reading.tokens)
+    assert dialogue.tokenizer.decode(reading.tokens[reading.start :]) in ("<|assistant|>", ":")
+
+
 @pytest.mark.real_model
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_readings_span_in_the_real_template(smollm2: LanguageModel, text: str) -> None:

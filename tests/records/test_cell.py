@@ -82,6 +82,9 @@ MATTERS: dict[str, Change] = {
     "pair": with_pair(OTHER_PAIR),
     "contrastive pairs": changed(vector=VectorSpec("mean_difference", "pairs-3")),
     "vector method": changed(vector=VectorSpec("random")),
+    "reading": changed(vector=VectorSpec("mean_difference", "pairs-1", reading="last_token")),
+    "components": changed(vector=VectorSpec("mean_difference", "pairs-1", components=3)),
+    "other emotions": changed(vector=VectorSpec("mean_difference", "pairs-1", others=("pairs-2",))),
     "random direction": changed(vector=VectorSpec("random", index=1)),
     "random seed": changed(vector=VectorSpec("random", seed=1)),
     "neutral texts": changed(neutral="neutral-2"),
@@ -149,7 +152,7 @@ def test_the_number_of_chosen_blocks_does_not_repeat_the_attribution() -> None:
 def test_a_vector_serves_every_layer_coefficient_scope_prompt_and_seed() -> None:
     for name in ("layer", "coefficient", "scope", "unit", "prompts", "seed", "max_new_tokens"):
         assert MATTERS[name](BASE).vector_id == BASE.vector_id, name
-    for name in ("weights", "dtype", "site", "neutral texts", "contrastive pairs", "vector method"):
+    for name in ("weights", "dtype", "site", "neutral texts", "contrastive pairs", "vector method", "reading"):
         assert MATTERS[name](BASE).vector_id != BASE.vector_id, name
 
 

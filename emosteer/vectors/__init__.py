@@ -1,0 +1,39 @@
+"""Emotion vectors: directions in a model's activations, one per decoder block, and how long a push along them is.
+
+`vector` is what they are, `reading` how a model reads the texts behind them, `methods` how a direction is found in what was
+read, and `making` the way from texts to a vector. A new method is one function in `methods`, named in `METHODS`.
+"""
+
+from emosteer.vectors.making import emotion_vector, find_method, read_states
+from emosteer.vectors.methods import (
+    METHODS,
+    States,
+    grand_mean,
+    lda,
+    logistic,
+    mean_difference,
+    neutral_projected,
+    pca,
+)
+from emosteer.vectors.reading import Reader, residual_norms, token_means
+from emosteer.vectors.vector import EmotionVector, checked, random_direction
+
+__all__ = [
+    "METHODS",
+    "EmotionVector",
+    "Reader",
+    "States",
+    "checked",
+    "emotion_vector",
+    "find_method",
+    "grand_mean",
+    "lda",
+    "logistic",
+    "mean_difference",
+    "neutral_projected",
+    "pca",
+    "random_direction",
+    "read_states",
+    "residual_norms",
+    "token_means",
+]

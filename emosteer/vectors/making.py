@@ -1,0 +1,106 @@
+"""From texts to an emotion vector, by a method of ours or of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from emosteer.config import VectorConfig
+from emosteer.datasets import ContrastivePair, NeutralText
+from emosteer.dotted import find_vector_method
+from emosteer.errors import EmosteerError
+from emosteer.model.language_model import LanguageModel
+from emosteer.vectors.methods import METHODS, States
+from emosteer.vectors.reading import token_means
+from emosteer.vectors.vector import EmotionVector, checked
+
+OwnMethod = Callable[..., Tensor]
+"""A user's own: makes directions [block, width] of a model, contrastive pairs and a site, and of a `reading` where it takes one."""
+
+
+def emotion_vector(
+    model: LanguageModel,
+    pairs: Sequence[ContrastivePair],
+    residual_norm: Tensor,
+    method: str = "mean_difference",
+    site: str = "residual",
+    reading: str = VectorConfig.reading,
+    *,
+    others: Sequence[Sequence[ContrastivePair]] = (),
+    neutral: Sequence[NeutralText] = (),
+    components: int = VectorConfig.components,
+) -> EmotionVector:
+    """Build an emotion vector by a named method.
+
+    Args:
+        model: the language model.
+        pairs: texts that tell two emotions apart.
+        residual_norm: the model's [block], from `residual_norms`.
+        method: a name in `METHODS`, or the dotted path of a function.
+        site: whose output is read.
+        reading: which state stands for a text; see `emosteer.model.dialogue.Dialogue.reading`.
+        others: of `grand_mean`: the pairs of each further two emotions.
+        neutral: of `neutral_projected`: texts without emotion.
+        components: of `neutral_projected`: how many of their principal components are taken out.
+
+    Raises:
+        EmosteerError: unknown method, texts that it lacks, or a vector of another shape, not finite, or without length at some block.
+    """
+    if method in METHODS:
+        states = read_states(
+            model,
+            pairs,
+            site,
+            reading,
+            others=others if method == "grand_mean" else (),
+            neutral=neutral if method == "neutral_projected" else (),
+            components=components,
+        )
+        directions = METHODS[method](states)
+    else:
+        asked = {} if reading == VectorConfig.reading else {"reading": reading}
+        directions = find_method(method, reading)(model, pairs, site, **asked)
+    return checked(EmotionVector(directions, residual_norm, site))
+
+
+def read_states(
+    model: LanguageModel,
+    pairs: Sequence[ContrastivePair],
+    site: str = "residual",
+    reading: str = VectorConfig.reading,
+    *,
+    others: Sequence[Sequence[ContrastivePair]] = (),
+    neutral: Sequence[NeutralText] = (),
+    components: int = VectorConfig.components,
+) -> States:
+    """The states of pairs of texts, and of what else a method needs, at every block; arguments as for `emotion_vector`.
+
+    Raises:
+        EmosteerError: states that are not finite.
+    """
+
+    def read(texts: Sequence[str]) -> Tensor:
+        means = token_means(model, [model.dialogue.reading(text, reading) for text in texts], site)
+        if bad := torch.nonzero(~means.isfinite().all(dim=2).all(dim=0)).flatten().tolist():
+            raise EmosteerError(f"{model.name}: activations at blocks {bad} are not finite numbers; try model.dtype=float32")
+        return means
+
+    groups = [pairs, *others]
+    means = read([text for group in groups for pair in group for text in (pair.positive, pair.negative)])
+    own, *further = torch.split(means, [2 * len(group) for group in groups])
+    return States(
+        own[0::2],
+        own[1::2],
+        torch.stack([emotion.mean(0) for group in further for emotion in (group[0::2], group[1::2])]) if further else None,
+        read([text.text for text in neutral]) if neutral else None,
+        components,
+    )
+
+
+def find_method(name: str, reading: str = VectorConfig.reading) -> OwnMethod:
+    """The user's own method at a dotted path; raises EmosteerError where there is none, or it takes no `reading` and needs one."""
+    if "." not in name:
+        raise EmosteerError(f"vector.method={name}: choose one of {', '.join((*METHODS, 'random'))}, or give a dotted path")
+    return find_vector_method(name, reading)
