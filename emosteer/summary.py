@@ -58,6 +58,7 @@ def summary(name: str, tables: Tables) -> RenderableType:
             parts += [_examples(tables, best, f"Best readable cell{caveat}"), Text(RULE, style="dim")]
         elif (largest := _largest(done)) is not None:
             parts += [Text(UNREADABLE), _examples(tables, largest, "The largest effect")]
+    parts += [_located(facts) for _, facts in sorted(tables.found.items()) if facts]
     failed = tables.results[tables.results["status"] == FAILED]
     parts += [Text(f"failed: {row.cell_id}: {row.error}", style="red") for row in failed.itertuples()]
     return Group(*parts)
@@ -180,6 +181,18 @@ def _legend(cells: pd.DataFrame) -> Text:
     if smallest_p(n) > SIGNIFICANT:
         lines.append(f"With {n} prompts no p can be below {smallest_p(n):g}: use at least 6.")
     return Text("\n".join(lines), style="dim")
+
+
+def _located(facts: dict[str, Any]) -> Text:
+    """Where attribution points, and whether exact patching agrees."""
+    text = Text(f"Attribution of {facts['pair']} on {facts['model']}: block {facts['ranking'][0]} first.")
+    for one in facts.get("check", ()):
+        r, rho = ("not computed" if one[key] is None else f"{one[key]:.2f}" for key in ("pearson", "spearman"))
+        n, where = len(one["blocks"]), "last position" if one["position"] == "last" else "all positions"
+        text.append(f"\n  {one['site']}, {where}, {n} blocks patched exactly: ", style="dim")
+        text.append(f"r {r}, rho {rho}, signs {one['same_sign']:.0%}", style="red" if one["is_low"] else "dim")
+        text.append(" LOW" if one["is_low"] else "", style="red")
+    return text
 
 
 def _examples(tables: Tables, best: pd.Series[Any], heading: str) -> RenderableType:

@@ -125,6 +125,27 @@ def test_a_cell_without_its_baseline_is_no_reason_to_crash(sweep: Sweep) -> None
     assert "mine" in printed(sweep)
 
 
+def agreement(site: str, position: str, is_low: bool, pearson: float | None = 0.987) -> dict[str, Any]:
+    numbers = {"pearson": pearson, "spearman": 0.95, "same_sign": 0.9, "is_low": is_low, "n_pairs": 8}
+    return {"site": site, "position": position, "blocks": list(range(10)), **numbers}
+
+
+def test_attribution_says_how_well_it_agrees_with_exact_patching(sweep: Sweep) -> None:
+    run(sweep, [made_up_cell(sweep.store)])
+    tables = build(sweep)
+    checked = [agreement("attention", "last", is_low=False), agreement("mlp", "all", is_low=True, pearson=None)]
+    facts = {"pair": "joy_sadness", "model": "made-up", "ranking": [3, 1], "block_scores": [0.1, 0.5, -0.2, 0.75]}
+    tables.found = {"a": facts | {"check": checked}, "b": facts | {"pair": "older"}, "c": {}}
+    out = io.StringIO()
+    Console(file=out, width=100, highlight=False).print(summary("mine", tables))
+    text = out.getvalue()
+    assert "Attribution of joy_sadness on made-up: block 3 first." in text
+    assert "attention, last position, 10 blocks patched exactly: r 0.99, rho 0.95, signs 90%\n" in text
+    assert "mlp, all positions, 10 blocks patched exactly: r not computed, rho 0.95, signs 90% LOW" in text
+    assert "Attribution of older on made-up: block 3 first." in text
+    assert widest(text) <= 100
+
+
 def test_few_prompts_are_told(sweep: Sweep) -> None:
     cell = made_up_cell(sweep.store, n_prompts=3)
     join(sweep, with_company([cell]))

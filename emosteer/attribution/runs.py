@@ -41,6 +41,15 @@ class Run:
     prefix: Prefix | None
     """All positions before; None where there is none, or the model reads rows whole."""
 
+    @property
+    def length(self) -> int:
+        """Positions of a row, those before and padding included."""
+        return self.ids.shape[1] + (self.prefix.length if self.prefix else 0)
+
+    def times(self, n: int) -> Run:
+        """All rows n times over, one lot after the other."""
+        return Run(self.ids.repeat(n, 1), self.mask.repeat(n, 1), self.prefix.times(n) if self.prefix else None)
+
     def last_logits(self, model: LanguageModel) -> Tensor:
         """Logits after each row [row, vocabulary]; none other are computed."""
         head = getattr(model.model, "get_output_embeddings", lambda: None)()
@@ -130,10 +139,11 @@ def plan(model: LanguageModel, cases: Sequence[Case], checkpoints: bool | None =
     before = min(MOST_TOKENS_BEFORE, _fitting(held.before))
     if checkpoints or tokens < MOST_TOKENS:
         log.info("attribution of %.0f tokens at once%s", tokens, ", blocks computed twice" if checkpoints else "")
-    return Plan(in_parts, _head(model, cases) if in_parts else None, checkpoints, tokens, before)
+    return Plan(in_parts, common_head(model, cases) if in_parts else None, checkpoints, tokens, before)
 
 
-def _head(model: LanguageModel, cases: Sequence[Case]) -> Prefix | None:
+def common_head(model: LanguageModel, cases: Sequence[Case]) -> Prefix | None:
+    """What all prompts of all cases begin with, read; None where that is nothing."""
     prompts = [prompt for case in cases for prompt in (case.clean, case.corrupted)]
     # At least the last token of each is read as its own.
     length = min(common_beginning(prompts), min(map(len, prompts)) - 1)
