@@ -193,6 +193,7 @@ class Resources:
         key = cell.attribution_id
         seconds = time.perf_counter() - started
         checked_by = self._check(cell, cases, found)
+        certainty = found.certainty()
         scores = save(found.tensors())
         summary = {
             "id": key,
@@ -208,6 +209,9 @@ class Resources:
             "metric_corrupted": float(found.metric_corrupted.mean()),
             "ranking": found.ranking(),
             "block_scores": found.block_scores().tolist(),
+            "block_scores_low": certainty.low.tolist(),
+            "block_scores_high": certainty.high.tolist(),
+            "first_share": certainty.first_share.tolist(),
             "check": [agreement.to_json() for agreement in checked_by],
             "seconds": round(seconds, 3),
             "check_seconds": round(time.perf_counter() - started - seconds, 3),

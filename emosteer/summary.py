@@ -185,7 +185,7 @@ def _legend(cells: pd.DataFrame) -> Text:
 
 def _located(facts: dict[str, Any]) -> Text:
     """Where attribution points, and whether exact patching agrees."""
-    text = Text(f"Attribution of {facts['pair']} on {facts['model']}: block {facts['ranking'][0]} first.")
+    text = Text(f"Attribution of {facts['pair']} on {facts['model']}: {_first_block(facts)}")
     for one in facts.get("check", ()):
         r, rho = ("not computed" if one[key] is None else f"{one[key]:.2f}" for key in ("pearson", "spearman"))
         n, where = len(one["blocks"]), "last position" if one["position"] == "last" else "all positions"
@@ -193,6 +193,18 @@ def _located(facts: dict[str, Any]) -> Text:
         text.append(f"r {r}, rho {rho}, signs {one['same_sign']:.0%}", style="red" if one["is_low"] else "dim")
         text.append(" LOW" if one["is_low"] else "", style="red")
     return text
+
+
+def _first_block(facts: dict[str, Any]) -> str:
+    block = facts["ranking"][0]
+    if "first_share" not in facts:  # of an older version
+        return f"block {block} first"
+    share, low, high = (facts[key][block] for key in ("first_share", "block_scores_low", "block_scores_high"))
+    text = (
+        f"block {block} first, in {share:.0%} of resamples; adds {facts['block_scores'][block]:+.2f} nats [{low:+.2f}, {high:+.2f}]"
+    )
+    other = max((b for b in range(len(facts["first_share"])) if b != block), key=lambda b: facts["first_share"][b], default=block)
+    return text + (f"; block {other} in {facts['first_share'][other]:.0%}" if other != block and facts["first_share"][other] else "")
 
 
 def _examples(tables: Tables, best: pd.Series[Any], heading: str) -> RenderableType:

@@ -135,14 +135,18 @@ def test_attribution_says_how_well_it_agrees_with_exact_patching(sweep: Sweep) -
     tables = build(sweep)
     checked = [agreement("attention", "last", is_low=False), agreement("mlp", "all", is_low=True, pearson=None)]
     facts = {"pair": "joy_sadness", "model": "made-up", "ranking": [3, 1], "block_scores": [0.1, 0.5, -0.2, 0.75]}
-    tables.found = {"a": facts | {"check": checked}, "b": facts | {"pair": "older"}, "c": {}}
+    sure = {"first_share": [0.0, 0.125, 0.0, 0.875], "block_scores_low": [0, 0, 0, 0.5], "block_scores_high": [0, 0, 0, 1.0]}
+    tables.found = {"a": facts | sure | {"check": checked}, "b": facts | {"pair": "older"}, "c": {}}
     out = io.StringIO()
     Console(file=out, width=100, highlight=False).print(summary("mine", tables))
     text = out.getvalue()
-    assert "Attribution of joy_sadness on made-up: block 3 first." in text
+    sentence = (
+        "Attribution of joy_sadness on made-up: block 3 first, in 88% of resamples; adds +0.75 nats [+0.50, +1.00]; block 1 in 12%"
+    )
+    assert sentence in " ".join(text.split())
     assert "attention, last position, 10 blocks patched exactly: r 0.99, rho 0.95, signs 90%\n" in text
     assert "mlp, all positions, 10 blocks patched exactly: r not computed, rho 0.95, signs 90% LOW" in text
-    assert "Attribution of older on made-up: block 3 first." in text
+    assert "Attribution of older on made-up: block 3 first\n" in text
     assert widest(text) <= 100
 
 

@@ -13,6 +13,18 @@ SITES = ("residual", *ADDING_SITES)
 
 
 @dataclass(frozen=True)
+class Certainty:
+    """How sure a ranking of blocks is, by the bootstrap over prompt pairs (Efron 1979): they are drawn anew, with replacement."""
+
+    first_share: Tensor
+    """Share of the resamples in which a block is the first [block]; they add up to 1."""
+    low: Tensor
+    """Lower end of the percentile interval of a block's score [block], in nats. It is not widened for having chosen the largest."""
+    high: Tensor
+    """Upper end [block]."""
+
+
+@dataclass(frozen=True)
 class Attribution:
     """Scores in units of the metric (nats): how much it would rise if the component had its clean activation.
 
@@ -43,11 +55,35 @@ class Attribution:
 
         The residual stream's own score there only accumulates with depth, and says nothing of the block.
         """
-        return (self.last["attention"] + self.last["mlp"]).mean(0)
+        return self._added().mean(0)
+
+    def _added(self) -> Tensor:
+        """[pair, block]"""
+        return self.last["attention"] + self.last["mlp"]
 
     def ranking(self) -> list[int]:
         """Blocks, the one that adds most to the expression first."""
         return [int(block) for block in self.block_scores().argsort(descending=True, stable=True)]
+
+    def certainty(self, n_resamples: int = 4999, confidence: float = 0.95, seed: int = 0) -> Certainty:
+        """How sure `block_scores` and the first of `ranking` are.
+
+        Args:
+            n_resamples: of the prompt pairs.
+            confidence: level of the intervals.
+            seed: of the resamples.
+        """
+        added = self._added().double()
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(len(added), (n_resamples, len(added)), generator=generator)
+        counts = torch.zeros(n_resamples, len(added), dtype=added.dtype).scatter_add_(
+            1, drawn, torch.ones_like(drawn, dtype=added.dtype)
+        )
+        means = counts @ added / len(added)
+        firsts = means.sort(dim=1, descending=True, stable=True).indices[:, 0]
+        tail = (1 - confidence) / 2
+        low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=added.dtype), dim=0)
+        return Certainty(firsts.bincount(minlength=added.shape[1]) / n_resamples, low, high)
 
     def tensors(self) -> dict[str, Tensor]:
         """All scores under names that a safetensors file can hold."""

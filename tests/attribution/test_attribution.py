@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
@@ -531,6 +532,36 @@ def test_ranking_is_by_what_a_block_adds() -> None:
     found.last["residual"][:, 0] = 1000.0  # the residual stream's own level says nothing of the block
     assert found.ranking() == [2, 1, 0]
     assert found.n_dropped == 1
+
+
+def test_certainty_is_scipys_bootstrap() -> None:
+    found = small_attribution()
+    added = (found.last["attention"] + found.last["mlp"]).numpy() + found.last["residual"].numpy()
+    found.last["attention"] += found.last["residual"]
+    sure = found.certainty(n_resamples=20_000, confidence=0.9)
+    for block in range(3):
+        own = stats.bootstrap(
+            (added[:, block],), np.mean, n_resamples=20_000, confidence_level=0.9, method="percentile", rng=np.random.default_rng(1)
+        ).confidence_interval
+        spread = float(own.high - own.low)
+        assert float(sure.low[block]) == pytest.approx(own.low, abs=0.05 * spread)
+        assert float(sure.high[block]) == pytest.approx(own.high, abs=0.05 * spread)
+    rng = np.random.default_rng(2)
+    firsts = [added[rng.integers(0, 9, 9)].mean(0).argmax() for _ in range(20_000)]
+    shares = np.bincount(firsts, minlength=3) / 20_000
+    assert sure.first_share.tolist() == pytest.approx(shares.tolist(), abs=0.02)
+    assert 0.05 < shares.max() < 0.95
+    assert float(sure.first_share.sum()) == pytest.approx(1.0)
+
+
+def test_certainty_of_scores_that_do_not_vary() -> None:
+    found = small_attribution()
+    found.last["mlp"][0, 0] = 0.0
+    sure = found.certainty()
+    assert sure.first_share.tolist() == [0.0, 0.0, 1.0]
+    assert sure.low.tolist() == pytest.approx([0.0, 1.5, 2.0])
+    assert sure.high.tolist() == pytest.approx([0.0, 1.5, 2.0])
+    assert torch.equal(found.certainty(seed=3).first_share, sure.first_share)
 
 
 def test_residual_profile_is_over_the_pairs_that_reach() -> None:
