@@ -212,6 +212,7 @@ class Resources:
             "block_scores_low": certainty.low.tolist(),
             "block_scores_high": certainty.high.tolist(),
             "first_share": certainty.first_share.tolist(),
+            "no_heads": found.no_heads,
             "check": [agreement.to_json() for agreement in checked_by],
             "seconds": round(seconds, 3),
             "check_seconds": round(time.perf_counter() - started - seconds, 3),
@@ -254,7 +255,9 @@ def read_attribution(store: Store, key: str) -> Attribution | None:
     if summary is None or scores is None:
         return None
     try:
-        return Attribution.from_tensors(load(scores), tuple(summary["pair_ids"]), tuple(summary["aligned_ids"]))
+        return Attribution.from_tensors(
+            load(scores), tuple(summary["pair_ids"]), tuple(summary["aligned_ids"]), summary.get("no_heads", "")
+        )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         put_aside(store.paths.attribution(key), f"{type(error).__name__}: {error}")
         return None

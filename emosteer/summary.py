@@ -186,10 +186,12 @@ def _legend(cells: pd.DataFrame) -> Text:
 def _located(facts: dict[str, Any]) -> Text:
     """Where attribution points, and whether exact patching agrees."""
     text = Text(f"Attribution of {facts['pair']} on {facts['model']}: {_first_block(facts)}")
+    if facts.get("no_heads"):
+        text.append(f"\n  without heads: {facts['no_heads']}", style="dim")
     for one in facts.get("check", ()):
         r, rho = ("not computed" if one[key] is None else f"{one[key]:.2f}" for key in ("pearson", "spearman"))
-        n, where = len(one["blocks"]), "last position" if one["position"] == "last" else "all positions"
-        text.append(f"\n  {one['site']}, {where}, {n} blocks patched exactly: ", style="dim")
+        n, where = len(one["components"]), "last position" if one["position"] == "last" else "all positions"
+        text.append(f"\n  {one['site']}, {where}, {n} patched exactly: ", style="dim")
         text.append(f"r {r}, rho {rho}, signs {one['same_sign']:.0%}", style="red" if one["is_low"] else "dim")
         text.append(" LOW" if one["is_low"] else "", style="red")
     return text

@@ -122,8 +122,9 @@ def test_it_tells_what_it_makes_and_how_far_that_is(store: Store, cell: Cell) ->
     spec = AttributionSpec(store.keep_texts(pairs), AttributionConfig(steps=1))
     own.attribution(dataclasses.replace(cell, attribution=spec))
     assert told[:2] == [f"attribution patching of {name}", f"attribution patching of {name}: 8 of 8 pairs"]
+    n = (2 * BLOCKS + 10) * 8
     assert told[2] == f"exact patching of {name}"
-    assert told[-1] == f"exact patching of {name}: {2 * BLOCKS * 8} of {2 * BLOCKS * 8} scores"
+    assert told[-1] == f"exact patching of {name}: {n} of {n} scores"
 
 
 def attributed(store: Store, cell: Cell, n_checked: int) -> dict[str, Any]:
@@ -140,14 +141,13 @@ def test_an_attribution_is_checked_and_too_little_agreement_is_told(
 ) -> None:
     monkeypatch.setattr("emosteer.attribution.check.LEAST_PEARSON", 1.1)
     summary = attributed(store, cell, 2)
-    assert [(one["site"], one["position"]) for one in summary["check"]] == [
-        (site, position) for position in ("last", "all") for site in ("attention", "mlp")
-    ]
-    assert all(one["n_pairs"] == 8 and len(one["blocks"]) == BLOCKS and one["is_low"] for one in summary["check"])
+    where = [(site, position) for position in ("last", "all") for site in ("attention", "mlp", "head")]
+    assert [(one["site"], one["position"]) for one in summary["check"]] == where
+    assert all(one["n_pairs"] == 8 and len(one["components"]) == 4 and one["is_low"] for one in summary["check"])
     assert summary["check_seconds"] > 0
     assert cell.pair is not None
     told = [message for message in caplog.messages if "disagrees with exact patching" in message]
-    assert len(told) == 4
+    assert len(told) == 6
     assert told[0].startswith(f"attribution of {cell.pair.name} disagrees with exact patching (attention, last: r ")
 
 

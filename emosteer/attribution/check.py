@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from scipy import stats
+from torch import Tensor
 
 from emosteer.attribution.case import Case
 from emosteer.attribution.exact import ALL, LAST, patch_components
 from emosteer.attribution.scores import ADDING_SITES, Attribution
+from emosteer.model.anatomy import HEAD
 from emosteer.model.batches import Progress, silent
 from emosteer.model.language_model import LanguageModel
 
@@ -29,8 +32,8 @@ class Agreement:
     site: str
     position: str
     """`last` or `all`."""
-    blocks: tuple[int, ...]
-    """First the strongest by attribution, then random ones."""
+    components: tuple[tuple[int, ...], ...]
+    """(block,), or of heads (block, head): first the strongest by attribution, then random ones."""
     attributed: tuple[float, ...]
     """In nats of the metric, as is `exact`."""
     exact: tuple[float, ...]
@@ -88,21 +91,23 @@ def check(model: LanguageModel, cases: Sequence[Case], found: Attribution, k: in
     for at in (LAST, ALL) if k else ():
         # All sites together: what comes before the patched positions is then read once.
         scores, order = (found.last, found.pair_ids) if at == LAST else (found.everywhere, found.aligned_ids)
-        blocks = {site: _chosen(scores[site].mean(0), k, generator) for site in ADDING_SITES}
-        places = [(site, block) for site in ADDING_SITES for block in blocks[site]]
-        exact = dict(zip(places, patch_components(model, sample, places, at, on_progress).mean(0).tolist(), strict=True))
+        chosen = {site: _chosen(scores[site].mean(0), k, generator) for site in (*ADDING_SITES, HEAD) if site in scores}
+        places: list[Any] = [(site, *component) for site, components in chosen.items() for component in components]
+        exact = iter(patch_components(model, sample, places, at, on_progress).mean(0).tolist())
         rows = [order.index(name) for name in ids]
-        for site in ADDING_SITES:
-            own = scores[site][rows][:, blocks[site]].mean(0).tolist()
-            true = [exact[site, block] for block in blocks[site]]
-            agreements.append(Agreement(site, at, tuple(blocks[site]), tuple(own), tuple(true), len(ids)))
+        for site, components in chosen.items():
+            means = scores[site][rows].mean(0)
+            own = tuple(float(means[component]) for component in components)
+            agreements.append(Agreement(site, at, components, own, tuple(islice(exact, len(components))), len(ids)))
     return agreements
 
 
-def _chosen(scores: torch.Tensor, k: int, generator: torch.Generator) -> list[int]:
-    by_strength = scores.abs().argsort(descending=True, stable=True).tolist()
+def _chosen(scores: Tensor, k: int, generator: torch.Generator) -> tuple[tuple[int, ...], ...]:
+    """Indices into scores [block] or [block, head]."""
+    by_strength = scores.flatten().abs().argsort(descending=True, stable=True)
     others = by_strength[k:]
-    return by_strength[:k] + [others[i] for i in torch.randperm(len(others), generator=generator)[:k].tolist()]
+    flat = torch.cat([by_strength[:k], others[torch.randperm(len(others), generator=generator)[:k]]])
+    return tuple(tuple(index) for index in torch.stack(torch.unravel_index(flat, scores.shape), dim=1).tolist())
 
 
 def _correlation(of: Any, a: Sequence[float], b: Sequence[float]) -> float | None:

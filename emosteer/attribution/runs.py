@@ -13,6 +13,7 @@ from torch import Tensor
 from emosteer.attribution.case import Case, metric
 from emosteer.attribution.graph import Bytes, counting
 from emosteer.attribution.scores import SITES
+from emosteer.model.anatomy import BEFORE, HEAD
 from emosteer.model.capture import Place, enters_whole, every_place, watching
 from emosteer.model.language_model import LanguageModel
 from emosteer.model.memory import free_memory, give_back, is_out_of_memory
@@ -121,6 +122,12 @@ class Plan:
         return case.n_scored / self.tokens + before / self.prefix_tokens
 
 
+def scored_places(model: LanguageModel) -> list[Place]:
+    """All of which a score is taken: every site at every block, with heads if they are found, and what enters the first block."""
+    sites = (*SITES, HEAD) if model.anatomy.n_heads else SITES
+    return [(BEFORE, 0), *every_place(model.anatomy, sites)]
+
+
 def plan(model: LanguageModel, cases: Sequence[Case], checkpoints: bool | None = None) -> Plan:
     """Measure with the longest aligned case what a batch takes, and see how much of it there is.
 
@@ -189,7 +196,7 @@ def _measure_last(model: LanguageModel, case: Case, in_parts: bool, n_tokens: in
         return None if states.requires_grad else states.detach().requires_grad_(True).clone()
 
     weights = [*model.model.parameters(), *model.model.buffers()]
-    places = every_place(model.anatomy, SITES)
+    places = scored_places(model)
     with torch.enable_grad(), counting(weights) as graph, watching(model.anatomy, places, look):
         metric(run.last_logits(model), [case])
     one_block = Bytes({device: held // max(blocks[device], 1) for device, held in graph.items()})

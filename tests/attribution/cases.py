@@ -92,8 +92,20 @@ class LinearDecoder(nn.Module):
         return SimpleNamespace(logits=self.head(states))
 
 
-def linear_model() -> LanguageModel:
+class HandingOnDecoder(LinearDecoder):
+    """One whose output reads every block, and not only the last."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
+        outputs: list[Tensor] = []
+        handles = [block.register_forward_hook(lambda _m, _a, output: outputs.append(output)) for block in self.blocks]
+        super().forward(input_ids, attention_mask, **options)
+        for handle in handles:
+            handle.remove()
+        return SimpleNamespace(logits=self.head(sum(outputs)))
+
+
+def linear_model(kind: type[LinearDecoder] = LinearDecoder) -> LanguageModel:
     """Where the first-order estimate is the truth."""
-    decoder = LinearDecoder()
+    decoder = kind()
     anatomy = dissect(decoder, ModelConfig(), torch.tensor(random_tokens(5)))
     return LanguageModel("linear", decoder, Dialogue(tokenizer_of()), anatomy, frozenset(), 0)  # type: ignore[arg-type]

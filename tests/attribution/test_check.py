@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cases import BLOCKS, linear_model, nine_cases, unaligned_case, with_head
-from tiny_models import tiny_model
+from tiny_models import HEADS, tiny_model
 
 from emosteer.attribution import Attribution, attribute
 from emosteer.attribution.check import Agreement, check
@@ -16,7 +16,7 @@ from emosteer.attribution.exact import patch_exactly
 
 
 def agreement(attributed: list[float], exact: list[float]) -> Agreement:
-    return Agreement("mlp", "last", tuple(range(len(exact))), tuple(attributed), tuple(exact), 8)
+    return Agreement("mlp", "last", tuple((n,) for n in range(len(exact))), tuple(attributed), tuple(exact), 8)
 
 
 def test_numbers_of_an_agreement() -> None:
@@ -54,12 +54,16 @@ def test_a_linear_model_agrees_and_a_wrong_attribution_does_not() -> None:
 
 
 def weakened(found: Attribution) -> Attribution:
-    """With block 2 the strongest at every site, block 1 the next."""
-    scale = torch.tensor([1e-6, 10.0, -1e6, 1e-3])
+    """With block 2 and its head 1 the strongest."""
+    of_blocks, of_heads = torch.tensor([1e-6, 10.0, -1e6, 1e-3]), torch.tensor([1.0, 1e6, 1.0, 1.0])
+
+    def scaled(scores: torch.Tensor) -> torch.Tensor:
+        return scores * of_blocks if scores.dim() == 2 else scores * of_blocks[:, None] * of_heads
+
     return dataclasses.replace(
         found,
-        last={site: scores * scale for site, scores in found.last.items()},
-        everywhere={site: scores * scale for site, scores in found.everywhere.items()},
+        last={site: scaled(scores) for site, scores in found.last.items()},
+        everywhere={site: scaled(scores) for site, scores in found.everywhere.items()},
     )
 
 
@@ -69,18 +73,19 @@ def test_the_strongest_and_random_ones_are_patched_on_a_sample_of_aligned_pairs(
     told: list[tuple[int, int]] = []
     once = check(model, cases, found, 1, lambda done, total: told.append((done, total)))
     assert [(one.site, one.position) for one in once] == [
-        (site, position) for position in ("last", "all") for site in ("attention", "mlp")
+        (site, at) for at in ("last", "all") for site in ("attention", "mlp", "head")
     ]
     assert once == check(model, cases, found, 1)
-    assert told[-1] == (4 * 8, 4 * 8)
-    assert len({one.blocks[1] for one in once}) > 1  # drawn anew for each
+    assert told[-1] == (6 * 8, 6 * 8)
+    assert len({one.components[1] for one in once}) > 2  # drawn anew for each
     for one in once:
         assert one.n_pairs == 8
-        assert one.blocks[0] == 2
-        assert one.blocks[1] != 2
+        assert one.components[0] == ((2, 1) if one.site == "head" else (2,))
+        assert one.components[1] != one.components[0]
         # One of the nine is left out; which, the means tell.
-        exact = patch_exactly(model, cases[1:], one.site, one.position)[:, list(one.blocks)]
-        scores = (found.last[one.site][1:] if one.position == "last" else found.everywhere[one.site])[:, list(one.blocks)]
+        exact = patch_exactly(model, cases[1:], one.site, one.position)
+        scores = found.last[one.site][1:] if one.position == "last" else found.everywhere[one.site]
+        exact, scores = (torch.stack([values[:, *index] for index in one.components], dim=1) for values in (exact, scores))
         rows = [[row for row in range(9) if row != out] for out in range(9)]
         fits = [
             torch.allclose(exact[own].mean(0), torch.tensor(one.exact), atol=1e-4)
@@ -93,5 +98,7 @@ def test_the_strongest_and_random_ones_are_patched_on_a_sample_of_aligned_pairs(
 def test_more_than_there_are_is_all_of_them_and_none_is_none() -> None:
     model, cases = tiny_model("llama"), nine_cases()
     found = attribute(model, cases)
-    assert all(sorted(one.blocks) == list(range(BLOCKS)) for one in check(model, cases, found, 100))
+    assert all(
+        len(set(one.components)) == (BLOCKS * HEADS if one.site == "head" else BLOCKS) for one in check(model, cases, found, 100)
+    )
     assert check(model, cases, found, 0) == []
