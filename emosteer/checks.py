@@ -182,6 +182,7 @@ def check_values(config: Config) -> None:
         ("generation.n_samples", config.generation.n_samples, 1),
         ("controls.random", config.controls.random, 0),
         ("attribution.blocks", config.attribution.blocks, 1),
+        ("attribution.check", config.attribution.check, 0),
         ("attribution.steps", config.attribution.steps, 1),
         ("statistics.n_resamples", config.statistics.n_resamples, 1),
         ("worker.cells_per_claim", config.worker.cells_per_claim, 1),

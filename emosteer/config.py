@@ -122,6 +122,8 @@ class AttributionConfig:
     """Gradients averaged on the way from the corrupted to the clean run; null means 1 at the last position, 5 elsewhere."""
     blocks: int = 1
     """How many of the blocks ranked first `layer=auto` takes."""
+    check: int = 5
+    """Of each site so many of the strongest components and as many random ones are compared with exact patching; 0 for none."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from emosteer.attribution import Attribution, attribute, prepare
+from emosteer.attribution import Attribution, Case, attribute, prepare
+from emosteer.attribution.check import Agreement, check
 from emosteer.errors import EmosteerError
 from emosteer.figures import attribution_heatmap
 from emosteer.model.batches import Progress
@@ -199,6 +200,9 @@ class Resources:
         on_progress = self._telling(f"attribution patching of {_pair_name(cell)}", "pairs")
         found = attribute(self.model, cases, cell.attribution.config.steps, on_progress)
         key = cell.attribution_id
+        seconds = time.perf_counter() - started
+        checked_by = self._check(cell, cases, found)
+        certainty = found.certainty()
         scores = save(found.tensors())
         summary = {
             "id": key,
@@ -214,7 +218,13 @@ class Resources:
             "metric_corrupted": float(found.metric_corrupted.mean()),
             "ranking": found.ranking(),
             "block_scores": found.block_scores().tolist(),
-            "seconds": round(time.perf_counter() - started, 3),
+            "block_scores_low": certainty.low.tolist(),
+            "block_scores_high": certainty.high.tolist(),
+            "first_share": certainty.first_share.tolist(),
+            "no_heads": found.no_heads,
+            "check": [agreement.to_json() for agreement in checked_by],
+            "seconds": round(seconds, 3),
+            "check_seconds": round(time.perf_counter() - started - seconds, 3),
         }
 
         def write(directory: Path) -> None:
@@ -226,6 +236,17 @@ class Resources:
             )
 
         publish_directory(self.store.paths.attribution(key), write)
+
+    def _check(self, cell: Cell, cases: Sequence[Case], found: Attribution) -> list[Agreement]:
+        """Compare with exact patching; what agrees too little is told."""
+        assert cell.attribution is not None
+        if not cell.attribution.config.check:
+            return []
+        on_progress = self._telling(f"exact patching of {_pair_name(cell)}", "scores")
+        agreements = check(self.model, cases, found, cell.attribution.config.check, on_progress)
+        for low in (agreement for agreement in agreements if agreement.is_low):
+            log.warning("attribution of %s disagrees with exact patching (%s): trust exact scores there", _pair_name(cell), low)
+        return agreements
 
     def _telling(self, what: str, of: str) -> Progress:
         """Say now that it begins, and later how far it is."""
@@ -243,7 +264,9 @@ def read_attribution(store: Store, key: str) -> Attribution | None:
     if summary is None or scores is None:
         return None
     try:
-        return Attribution.from_tensors(load(scores), tuple(summary["pair_ids"]), tuple(summary["aligned_ids"]))
+        return Attribution.from_tensors(
+            load(scores), tuple(summary["pair_ids"]), tuple(summary["aligned_ids"]), summary.get("no_heads", "")
+        )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         put_aside(store.paths.attribution(key), f"{type(error).__name__}: {error}")
         return None

@@ -59,6 +59,7 @@ def summary(name: str, tables: Tables) -> RenderableType:
             parts += [_examples(tables, best, f"Best readable cell{caveat}"), Text(RULE, style="dim")]
         elif (largest := _largest(done)) is not None:
             parts += [Text(UNREADABLE), _examples(tables, largest, "The largest effect")]
+    parts += [_located(facts) for _, facts in sorted(tables.found.items()) if facts]
     failed = tables.results[tables.results["status"] == FAILED]
     parts += [Text(f"failed: {row.cell_id}: {row.error}", style="red") for row in failed.itertuples()]
     return Group(*parts)
@@ -206,6 +207,32 @@ def _against_prompting(tables: Tables, best: pd.Series[Any] | None) -> list[Rend
 
 def _with_interval(row: pd.Series[Any], column: str, of: str) -> str:
     return f"{_value(row, column):+.1f} [{_value(row, f'{of}_ci_low'):+.1f}, {_value(row, f'{of}_ci_high'):+.1f}]"
+
+
+def _located(facts: dict[str, Any]) -> Text:
+    """Where attribution points, and whether exact patching agrees."""
+    text = Text(f"Attribution of {facts['pair']} on {facts['model']}: {_first_block(facts)}")
+    if facts.get("no_heads"):
+        text.append(f"\n  without heads: {facts['no_heads']}", style="dim")
+    for one in facts.get("check", ()):
+        r, rho = ("not computed" if one[key] is None else f"{one[key]:.2f}" for key in ("pearson", "spearman"))
+        n, where = len(one["components"]), "last position" if one["position"] == "last" else "all positions"
+        text.append(f"\n  {one['site']}, {where}, {n} patched exactly: ", style="dim")
+        text.append(f"r {r}, rho {rho}, signs {one['same_sign']:.0%}", style="red" if one["is_low"] else "dim")
+        text.append(" LOW" if one["is_low"] else "", style="red")
+    return text
+
+
+def _first_block(facts: dict[str, Any]) -> str:
+    block = facts["ranking"][0]
+    if "first_share" not in facts:  # of an older version
+        return f"block {block} first"
+    share, low, high = (facts[key][block] for key in ("first_share", "block_scores_low", "block_scores_high"))
+    text = (
+        f"block {block} first, in {share:.0%} of resamples; adds {facts['block_scores'][block]:+.2f} nats [{low:+.2f}, {high:+.2f}]"
+    )
+    other = max((b for b in range(len(facts["first_share"])) if b != block), key=lambda b: facts["first_share"][b], default=block)
+    return text + (f"; block {other} in {facts['first_share'][other]:.0%}" if other != block and facts["first_share"][other] else "")
 
 
 def _examples(tables: Tables, best: pd.Series[Any], heading: str) -> RenderableType:

@@ -74,6 +74,8 @@ class Tables:
     """A row per (pair, layer, ..., metric): the effect's slope over coefficients."""
     attributions: dict[str, str] = field(default_factory=dict)
     """Attribution id -> pair, of those that are there."""
+    found: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Attribution id -> its summary, of the same."""
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -131,7 +133,8 @@ def build(sweep: Sweep) -> Tables:
     attributions = {
         cell.attribution_id: cell.pair.name for cell in cells if cell.kind == ATTRIBUTION and cell.pair and states[cell.id] == DONE
     }
-    return Tables(results, replies, _trends(scored, metrics, settings), attributions)
+    found = {key: sweep.store.attribution_summary(key) or {} for key in attributions}
+    return Tables(results, replies, _trends(scored, metrics, settings), attributions, found)
 
 
 def scored_cells(sweep: Sweep) -> tuple[dict[str, str], dict[str, Scored]]:

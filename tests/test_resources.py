@@ -121,7 +121,38 @@ def test_it_tells_what_it_makes_and_how_far_that_is(store: Store, cell: Cell) ->
     pairs = [DiagnosticPair(one, f"Say {one} 1", f"Say {one} 2", "I", ("h", "j"), ("s", "t")) for one in letters]
     spec = AttributionSpec(store.keep_texts(pairs), AttributionConfig(steps=1))
     own.attribution(dataclasses.replace(cell, attribution=spec))
-    assert told == [f"attribution patching of {name}", f"attribution patching of {name}: 8 of 8 pairs"]
+    assert told[:2] == [f"attribution patching of {name}", f"attribution patching of {name}: 8 of 8 pairs"]
+    n = (2 * BLOCKS + 10) * 8
+    assert told[2] == f"exact patching of {name}"
+    assert told[-1] == f"exact patching of {name}: {n} of {n} scores"
+
+
+def attributed(store: Store, cell: Cell, n_checked: int) -> dict[str, Any]:
+    """The summary of a new attribution of the tiny model."""
+    pairs = [DiagnosticPair(one, f"Say {one} 1", f"Say {one} 2", "I", ("h", "j"), ("s", "t")) for one in "abcdefgh"]
+    spec = AttributionSpec(store.keep_texts(pairs), AttributionConfig(check=n_checked))
+    cell = dataclasses.replace(cell, attribution=spec)
+    resources(store).attribution(cell)
+    return store.attribution_summary(cell.attribution_id) or {}
+
+
+def test_an_attribution_is_checked_and_too_little_agreement_is_told(
+    store: Store, cell: Cell, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("emosteer.attribution.check.LEAST_PEARSON", 1.1)
+    summary = attributed(store, cell, 2)
+    where = [(site, position) for position in ("last", "all") for site in ("attention", "mlp", "head")]
+    assert [(one["site"], one["position"]) for one in summary["check"]] == where
+    assert all(one["n_pairs"] == 8 and len(one["components"]) == 4 and one["is_low"] for one in summary["check"])
+    assert summary["check_seconds"] > 0
+    assert cell.pair is not None
+    told = [message for message in caplog.messages if "disagrees with exact patching" in message]
+    assert len(told) == 6
+    assert told[0].startswith(f"attribution of {cell.pair.name} disagrees with exact patching (attention, last: r ")
+
+
+def test_an_attribution_without_a_check(store: Store, cell: Cell) -> None:
+    assert attributed(store, cell, 0)["check"] == []
 
 
 def rewritten(change: Callable[[dict[str, torch.Tensor], dict[str, str]], object]) -> Callable[[Path], None]:

@@ -142,6 +142,31 @@ def test_a_cell_without_its_baseline_is_no_reason_to_crash(sweep: Sweep) -> None
     assert "mine" in printed(sweep)
 
 
+def agreement(site: str, position: str, is_low: bool, pearson: float | None = 0.987) -> dict[str, Any]:
+    numbers = {"pearson": pearson, "spearman": 0.95, "same_sign": 0.9, "is_low": is_low, "n_pairs": 8}
+    return {"site": site, "position": position, "components": [[block] for block in range(10)], **numbers}
+
+
+def test_attribution_says_how_well_it_agrees_with_exact_patching(sweep: Sweep) -> None:
+    run(sweep, [made_up_cell(sweep.store)])
+    tables = build(sweep)
+    checked = [agreement("attention", "last", is_low=False), agreement("mlp", "all", is_low=True, pearson=None)]
+    facts = {"pair": "joy_sadness", "model": "made-up", "ranking": [3, 1], "block_scores": [0.1, 0.5, -0.2, 0.75]}
+    sure = {"first_share": [0.0, 0.125, 0.0, 0.875], "block_scores_low": [0, 0, 0, 0.5], "block_scores_high": [0, 0, 0, 1.0]}
+    tables.found = {"a": facts | sure | {"check": checked}, "b": facts | {"pair": "older", "no_heads": "heads of x: none"}, "c": {}}
+    out = io.StringIO()
+    Console(file=out, width=100, highlight=False).print(summary("mine", tables))
+    text = out.getvalue()
+    sentence = (
+        "Attribution of joy_sadness on made-up: block 3 first, in 88% of resamples; adds +0.75 nats [+0.50, +1.00]; block 1 in 12%"
+    )
+    assert sentence in " ".join(text.split())
+    assert "attention, last position, 10 patched exactly: r 0.99, rho 0.95, signs 90%\n" in text
+    assert "mlp, all positions, 10 patched exactly: r not computed, rho 0.95, signs 90% LOW" in text
+    assert "Attribution of older on made-up: block 3 first\n  without heads: heads of x: none\n" in text
+    assert widest(text) <= 100
+
+
 def test_few_prompts_are_told(sweep: Sweep) -> None:
     cell = made_up_cell(sweep.store, n_prompts=3)
     join(sweep, with_company([cell]))

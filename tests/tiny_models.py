@@ -181,6 +181,13 @@ def true_parts(family: str, layer: int) -> dict[str, torch.nn.Module]:
     return {"residual": block} | ({"attention": block.get_submodule(attention), "mlp": block.get_submodule(mlp)} if attention else {})
 
 
+def true_projection(family: str, layer: int) -> torch.nn.Module:
+    """The module that reads all heads of a block, by transformers' source."""
+    names = {"gpt2": "attn.c_proj", "gpt_neox": "attention.dense", "phi": "self_attn.dense", "falcon": "self_attention.dense"}
+    block = bare_model(family, 0).get_submodule(_FAMILIES[family][2])[layer]
+    return block.get_submodule(names.get(family, "self_attn.o_proj"))
+
+
 def random_tokens(*lengths: int, seed: int = 0) -> list[tuple[int, ...]]:
     """Rows of random token ids of the given lengths, none of them special."""
     generator = torch.Generator().manual_seed(seed)

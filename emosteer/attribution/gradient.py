@@ -6,13 +6,13 @@ gradient, at the corrupted run, agrees with exact patching. Elsewhere it does no
 the way from the corrupted to the clean embeddings (integrated gradients, Hanna et al. 2024).
 
 Up to the first token that differs both runs are one, and nothing is to be scored: that part is read once, without a graph. Over the
-rest the graph begins at the first block's attention, holds no weight's gradient, and ends in one position's logits.
+rest the graph begins at the embeddings, holds no weight's gradient, and ends in one position's logits.
 
-Memory, for each scored token: the clean and corrupted activations' difference at 3 sites of every block, in the model's dtype; and
+Memory, for each scored token: the clean and corrupted activations' difference at 4 sites of every block, in the model's dtype; and
 the graph: all that blocks keep for the backward pass, or where that does not fit, what enters each block (activation checkpointing,
 at the price of one more forward). Gradients are reduced as they arise, and none is kept. With 80 blocks of width 8,192 in bfloat16
-(70B) that is 3.9 MB of differences, and 19 MB of graph, or 1.3 MB with checkpointing: for the last 20 tokens of a prompt 0.5 GB, or
-0.1 GB, and for a full batch of 256 tokens 5.9 GB, or 1.4 GB.
+(70B) that is 5.2 MB of differences, and 19 MB of graph, or 1.3 MB with checkpointing: for the last 20 tokens of a prompt 0.5 GB, or
+0.13 GB, and for a full batch of 256 tokens 6.2 GB, or 1.7 GB.
 """
 
 from __future__ import annotations
@@ -28,11 +28,13 @@ from torch import Tensor
 
 from emosteer.attribution.case import MIN_PAIRS, Case, metric
 from emosteer.attribution.graph import checkpointed, frozen
-from emosteer.attribution.runs import Plan, Run, plan, runs_of
+from emosteer.attribution.runs import Plan, Run, plan, runs_of, scored_places
 from emosteer.attribution.scores import ADDING_SITES, SITES, Attribution
 from emosteer.errors import EmosteerError
+from emosteer.model.anatomy import BEFORE, HEAD
 from emosteer.model.batches import Progress, run_in_batches, silent
-from emosteer.model.capture import Place, every_place, replace_output, watching
+from emosteer.model.capture import Place, replace_output, watching
+from emosteer.model.heads import parted, with_heads
 from emosteer.model.language_model import LanguageModel
 from emosteer.model.memory import give_back, is_out_of_memory
 
@@ -49,7 +51,7 @@ def attribute(
     on_progress: Progress = silent,
     checkpoints: bool | None = None,
 ) -> Attribution:
-    """Score the residual stream, attention and MLP of every block.
+    """Score the residual stream, attention, MLP and, where they can be told, heads of every block, and the embeddings.
 
     Args:
         model: the language model.
@@ -69,6 +71,12 @@ def attribute(
             f"{len(aligned)} of {len(cases)} diagnostic pairs have prompts of equal length for {model.name}'s tokenizer; "
             f"{MIN_PAIRS} are needed: write pairs that are aligned for it, or set attribution=none"
         )
+    no_heads = ""
+    try:
+        model = with_heads(model)
+    except EmosteerError as error:
+        no_heads = str(error)
+        log.info("attribution leaves out heads: %s", no_heads)
     with frozen(model.model):
         patching = _Patching(model, plan(model, cases, checkpoints), steps)
         n_done = 0
@@ -77,7 +85,7 @@ def attribute(
             for_all = partial(_told_of_all, on_progress, n_done, len(cases))
             run_in_batches(partial(patching.score_some, group), [patching.plan.size(case) for case in group], 1.0, for_all)
             n_done += len(group)
-    return _gather(patching.scores, cases, aligned)
+    return _gather(patching.scores, cases, aligned, no_heads)
 
 
 def _told_of_all(on_progress: Progress, before: int, total: int, done: int, _of: int) -> None:
@@ -91,11 +99,11 @@ class _Scores:
     metric_clean: Tensor
     metric_corrupted: Tensor
     last: dict[str, Tensor]
-    """[block] for each site."""
+    """[block] for each site, [block, head] for the heads."""
     everywhere: dict[str, Tensor]
-    """[block] for each site that adds; empty for a case that is not aligned."""
-    residual: Tensor
-    """[block, position]: the last ones, from where the prompts begin to differ."""
+    """The same, for each site that adds and the heads; empty for a case that is not aligned."""
+    by_position: dict[str, Tensor]
+    """[block, position] for each site: the last ones, from where the prompts begin to differ; only block 0 before the blocks."""
 
 
 class _Patching:
@@ -130,19 +138,19 @@ class _Patching:
         # SmolLM2 the sum that begins there was as close as the midpoints' or closer.
         metric_corrupted = self._add_gradient(tally, corrupted, cases)
         steps_last, steps = (self.steps or STEPS_LAST, self.steps or STEPS_ELSEWHERE) if is_aligned else (1, 1)
-        last = tally.scores(SITES, steps_last)[..., -1] if steps_last == 1 else None
+        last = {site: tally.scores(site, 1)[..., -1] for site in tally.sites} if steps_last == 1 else {}
         for step in range(1, steps):
             with _interpolated(self.model, corrupted, clean, step / steps):
                 self._add_gradient(tally, corrupted, cases)
-        scores = tally.scores(SITES, steps)
-        last = scores[..., -1] if last is None else last
+        scores = {site: tally.scores(site, steps) for site in tally.sites}
+        last = last or {site: found[..., -1] for site, found in scores.items()}
         for row, case in enumerate(cases):
             self.scores[case.id] = _Scores(
                 metric_clean[row],
                 metric_corrupted[row],
-                dict(zip(SITES, last[row], strict=True)),
-                {site: scores[row, SITES.index(site)].sum(-1) for site in ADDING_SITES} if is_aligned else {},
-                scores[row, SITES.index("residual")],
+                {site: found[row] for site, found in last.items() if site != BEFORE},
+                {site: scores[site][row].sum(-1) for site in (*ADDING_SITES, HEAD) if site in scores} if is_aligned else {},
+                {site: scores[site][row] for site in (BEFORE, *SITES)},
             )
 
     def _add_gradient(self, tally: _Tally, run: Run, cases: Sequence[Case]) -> Tensor:
@@ -161,11 +169,12 @@ class _Tally:
 
     def __init__(self, model: LanguageModel, n_positions: int) -> None:
         self.model, self.n_positions = model, n_positions
-        self.places = every_place(model.anatomy, SITES)
+        self.places = scored_places(model)
+        self.sites = tuple(dict.fromkeys(site for site, _ in self.places))
         self._differences: dict[Place, Tensor] = {}
         """Clean minus corrupted activation [row, position, width], in the model's dtype; at first the clean one."""
         self._products: dict[Place, Tensor] = {}
-        """[row, position], float32."""
+        """[row, position], and for heads [row, head, position]; float32."""
         self._is_first = True
 
     def read_clean(self, run: Run, cases: Sequence[Case]) -> Tensor:
@@ -188,7 +197,8 @@ class _Tally:
                 self._differences[place] -= self._scored(states.detach())
             seen.add(place)
             # Nothing flows back from a component that the metric does not hang on.
-            self._products.setdefault(place, torch.zeros(states.shape[0], self.n_positions, device=states.device))
+            parts = (self.model.anatomy.n_heads,) if place[0] == HEAD else ()
+            self._products.setdefault(place, torch.zeros(states.shape[0], *parts, self.n_positions, device=states.device))
             copy = None
             if not states.requires_grad:
                 # The weights are frozen, so the graph begins here. The model goes on with a copy, as it may change it in place.
@@ -204,15 +214,21 @@ class _Tally:
         self._is_first = False
         return value.detach().cpu()
 
-    def scores(self, sites: Sequence[str], steps: int) -> Tensor:
-        """Differences times the gradients' mean over so many steps [row, site, block, position], on the CPU."""
-        blocks = range(self.model.n_blocks)
+    def scores(self, site: str, steps: int) -> Tensor:
+        """Differences times the gradients' mean over so many steps, on the CPU.
+
+        Returns:
+            [row, block, position], and for heads [row, block, head, position].
+        """
         # Blocks may lie on different devices.
-        by_site = [torch.stack([self._products[site, layer].cpu() for layer in blocks], dim=1) for site in sites]
-        return torch.stack(by_site, dim=1) / steps
+        products = [self._products[place].cpu() for place in self.places if place[0] == site]
+        return torch.stack(products, dim=1) / steps
 
     def _add(self, place: Place, slope: Tensor) -> None:
-        self._products[place] += (self._differences[place].float() * self._scored(slope).float()).sum(-1)
+        product = self._differences[place].float() * self._scored(slope).float()
+        if place[0] == HEAD:
+            product = parted(product, self.model.anatomy.n_heads).transpose(1, 2)
+        self._products[place] += product.sum(-1)
 
     def _scored(self, states: Tensor) -> Tensor:
         return states[:, -self.n_positions :]
@@ -229,20 +245,29 @@ def _interpolated(model: LanguageModel, start: Run, end: Run, way: float) -> Ite
         yield
 
 
-def _gather(scores: dict[str, _Scores], cases: Sequence[Case], aligned: Sequence[Case]) -> Attribution:
+def _gather(scores: dict[str, _Scores], cases: Sequence[Case], aligned: Sequence[Case], no_heads: str) -> Attribution:
     found, of_aligned = [scores[case.id] for case in cases], [scores[case.id] for case in aligned]
-    longest = max(len(case.clean) for case in aligned)
-    residual = torch.full((len(aligned), len(of_aligned[0].residual), longest), torch.nan)
-    for row, case, own in zip(residual, aligned, of_aligned, strict=True):
-        n_scored = min(own.residual.shape[1], len(case.clean))
-        row[:, longest - len(case.clean) :] = 0  # where both runs are one
-        row[:, longest - n_scored :] = own.residual[:, -n_scored:]
+    by_position = {site: _side_by_side([own.by_position[site] for own in of_aligned], aligned) for site in (BEFORE, *SITES)}
     return Attribution(
         pair_ids=tuple(case.id for case in cases),
         aligned_ids=tuple(case.id for case in aligned),
         metric_clean=torch.stack([own.metric_clean for own in found]),
         metric_corrupted=torch.stack([own.metric_corrupted for own in found]),
-        last={site: torch.stack([own.last[site] for own in found]) for site in SITES},
-        everywhere={site: torch.stack([own.everywhere[site] for own in of_aligned]) for site in ADDING_SITES},
-        residual_by_position=residual,
+        last={site: torch.stack([own.last[site] for own in found]) for site in found[0].last},
+        everywhere={site: torch.stack([own.everywhere[site] for own in of_aligned]) for site in of_aligned[0].everywhere},
+        residual_by_position=by_position["residual"],
+        embeddings_by_position=by_position[BEFORE][:, 0],
+        added_by_position={site: by_position[site] for site in ADDING_SITES},
+        no_heads=no_heads,
     )
+
+
+def _side_by_side(scores: Sequence[Tensor], cases: Sequence[Case]) -> Tensor:
+    """Scores [block, position] of cases, ends aligned [case, block, position]: NaN before a prompt, 0 where both runs are one."""
+    longest = max(len(case.clean) for case in cases)
+    together = torch.full((len(cases), len(scores[0]), longest), torch.nan)
+    for row, case, own in zip(together, cases, scores, strict=True):
+        n_scored = min(own.shape[1], len(case.clean))
+        row[:, longest - len(case.clean) :] = 0
+        row[:, longest - n_scored :] = own[:, -n_scored:]
+    return together

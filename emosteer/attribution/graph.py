@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +37,24 @@ def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
     Hooks on a block run once; those on modules inside of it run again, on tensors that belong to no graph.
     Source: Chen et al. 2016, *Training Deep Nets with Sublinear Memory Cost*.
     """
+    with _forwarding(blocks, lambda forward: partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)):
+        yield
+
+
+@contextmanager
+def skipping(blocks: Iterable[nn.Module], output: Any) -> Iterator[None]:
+    """Have each of the first blocks give the last one's output at once: all later blocks read what they would have read."""
+    with _forwarding(blocks, lambda _forward: lambda *_args, **_kwargs: output):
+        yield
+
+
+@contextmanager
+def _forwarding(blocks: Iterable[nn.Module], change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     changed = list(blocks)
     # A model that is spread over devices has forwards of its own on the instances.
     own = [vars(block).get("forward") for block in changed]
     for block in changed:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        block.forward = change(block.forward)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from torch import Tensor
 from emosteer.attribution.case import Case, metric
 from emosteer.attribution.graph import Bytes, counting
 from emosteer.attribution.scores import SITES
+from emosteer.model.anatomy import BEFORE, HEAD
 from emosteer.model.capture import Place, enters_whole, every_place, watching
 from emosteer.model.language_model import LanguageModel
 from emosteer.model.memory import free_memory, give_back, is_out_of_memory
@@ -40,6 +41,15 @@ class Run:
     mask: Tensor
     prefix: Prefix | None
     """All positions before; None where there is none, or the model reads rows whole."""
+
+    @property
+    def length(self) -> int:
+        """Positions of a row, those before and padding included."""
+        return self.ids.shape[1] + (self.prefix.length if self.prefix else 0)
+
+    def times(self, n: int) -> Run:
+        """All rows n times over, one lot after the other."""
+        return Run(self.ids.repeat(n, 1), self.mask.repeat(n, 1), self.prefix.times(n) if self.prefix else None)
 
     def last_logits(self, model: LanguageModel) -> Tensor:
         """Logits after each row [row, vocabulary]; none other are computed."""
@@ -112,6 +122,12 @@ class Plan:
         return case.n_scored / self.tokens + before / self.prefix_tokens
 
 
+def scored_places(model: LanguageModel) -> list[Place]:
+    """All of which a score is taken: every site at every block, with heads if they are found, and what enters the first block."""
+    sites = (*SITES, HEAD) if model.anatomy.n_heads else SITES
+    return [(BEFORE, 0), *every_place(model.anatomy, sites)]
+
+
 def plan(model: LanguageModel, cases: Sequence[Case], checkpoints: bool | None = None) -> Plan:
     """Measure with the longest aligned case what a batch takes, and see how much of it there is.
 
@@ -130,10 +146,11 @@ def plan(model: LanguageModel, cases: Sequence[Case], checkpoints: bool | None =
     before = min(MOST_TOKENS_BEFORE, _fitting(held.before))
     if checkpoints or tokens < MOST_TOKENS:
         log.info("attribution of %.0f tokens at once%s", tokens, ", blocks computed twice" if checkpoints else "")
-    return Plan(in_parts, _head(model, cases) if in_parts else None, checkpoints, tokens, before)
+    return Plan(in_parts, common_head(model, cases) if in_parts else None, checkpoints, tokens, before)
 
 
-def _head(model: LanguageModel, cases: Sequence[Case]) -> Prefix | None:
+def common_head(model: LanguageModel, cases: Sequence[Case]) -> Prefix | None:
+    """What all prompts of all cases begin with, read; None where that is nothing."""
     prompts = [prompt for case in cases for prompt in (case.clean, case.corrupted)]
     # At least the last token of each is read as its own.
     length = min(common_beginning(prompts), min(map(len, prompts)) - 1)
@@ -179,7 +196,7 @@ def _measure_last(model: LanguageModel, case: Case, in_parts: bool, n_tokens: in
         return None if states.requires_grad else states.detach().requires_grad_(True).clone()
 
     weights = [*model.model.parameters(), *model.model.buffers()]
-    places = every_place(model.anatomy, SITES)
+    places = scored_places(model)
     with torch.enable_grad(), counting(weights) as graph, watching(model.anatomy, places, look):
         metric(run.last_logits(model), [case])
     one_block = Bytes({device: held // max(blocks[device], 1) for device, held in graph.items()})

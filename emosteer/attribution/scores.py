@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from emosteer.errors import EmosteerError
+from emosteer.model.anatomy import HEAD
+
 ADDING_SITES = ("attention", "mlp")
 """The sites that add to the residual stream, which is only their sum."""
 SITES = ("residual", *ADDING_SITES)
+
+
+@dataclass(frozen=True)
+class Certainty:
+    """How sure a ranking of blocks is, by the bootstrap over prompt pairs (Efron 1979): they are drawn anew, with replacement."""
+
+    first_share: Tensor
+    """Share of the resamples in which a block is the first [block]; they add up to 1."""
+    low: Tensor
+    """Lower end of the percentile interval of a block's score [block], in nats. It is not widened for having chosen the largest."""
+    high: Tensor
+    """Upper end [block]."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +42,17 @@ class Attribution:
     metric_corrupted: Tensor
     """[pair]"""
     last: dict[str, Tensor]
-    """At the last prompt position, per site: [pair, block]."""
+    """At the last prompt position, per site: [pair, block]; for `head`, where heads can be told, [pair, block, head]."""
     everywhere: dict[str, Tensor]
-    """Summed over all positions, for attention and mlp: [aligned pair, block]."""
+    """Summed over all positions, for attention and mlp: [aligned pair, block]; for `head` [aligned pair, block, head]."""
     residual_by_position: Tensor
     """[aligned pair, block, position counted from the end]: index -1 is the last; NaN before a prompt's beginning."""
+    embeddings_by_position: Tensor | None = None
+    """What enters block 0 [aligned pair, position]. None in attributions of before emosteer scored it."""
+    added_by_position: dict[str, Tensor] = field(default_factory=dict)
+    """What attention and mlp add [aligned pair, block, position]; summed over positions it is `everywhere`. Empty in older ones."""
+    no_heads: str = ""
+    """Why there are no scores of heads, where there are none."""
 
     @property
     def n_dropped(self) -> int:
@@ -43,32 +64,75 @@ class Attribution:
 
         The residual stream's own score there only accumulates with depth, and says nothing of the block.
         """
-        return (self.last["attention"] + self.last["mlp"]).mean(0)
+        return self._added().mean(0)
+
+    def _added(self) -> Tensor:
+        """[pair, block]"""
+        return self.last["attention"] + self.last["mlp"]
 
     def ranking(self) -> list[int]:
         """Blocks, the one that adds most to the expression first."""
         return [int(block) for block in self.block_scores().argsort(descending=True, stable=True)]
+
+    def certainty(self, n_resamples: int = 4999, confidence: float = 0.95, seed: int = 0) -> Certainty:
+        """How sure `block_scores` and the first of `ranking` are.
+
+        Args:
+            n_resamples: of the prompt pairs.
+            confidence: level of the intervals.
+            seed: of the resamples.
+        """
+        added = self._added().double()
+        generator = torch.Generator().manual_seed(seed)
+        drawn = torch.randint(len(added), (n_resamples, len(added)), generator=generator)
+        counts = torch.zeros(n_resamples, len(added), dtype=added.dtype).scatter_add_(
+            1, drawn, torch.ones_like(drawn, dtype=added.dtype)
+        )
+        means = counts @ added / len(added)
+        firsts = means.sort(dim=1, descending=True, stable=True).indices[:, 0]
+        tail = (1 - confidence) / 2
+        low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=added.dtype), dim=0)
+        return Certainty(firsts.bincount(minlength=added.shape[1]) / n_resamples, low, high)
 
     def tensors(self) -> dict[str, Tensor]:
         """All scores under names that a safetensors file can hold."""
         named = {f"last.{site}": scores for site, scores in self.last.items()}
         named |= {f"everywhere.{site}": scores for site, scores in self.everywhere.items()}
         named |= {"residual_by_position": self.residual_by_position}
+        named |= {f"{site}_by_position": scores for site, scores in self.added_by_position.items()}
+        if self.embeddings_by_position is not None:
+            named["embeddings_by_position"] = self.embeddings_by_position
         named |= {"metric.clean": self.metric_clean, "metric.corrupted": self.metric_corrupted}
         return {name: tensor.contiguous() for name, tensor in named.items()}
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], pair_ids: tuple[str, ...], aligned_ids: tuple[str, ...]) -> Attribution:
-        """The inverse of `tensors`."""
+    def from_tensors(
+        cls, tensors: dict[str, Tensor], pair_ids: tuple[str, ...], aligned_ids: tuple[str, ...], no_heads: str = ""
+    ) -> Attribution:
+        """The inverse of `tensors`; what older attributions lack is absent."""
+        heads = (HEAD,) if f"last.{HEAD}" in tensors else ()
         return cls(
             pair_ids=pair_ids,
             aligned_ids=aligned_ids,
             metric_clean=tensors["metric.clean"],
             metric_corrupted=tensors["metric.corrupted"],
-            last={site: tensors[f"last.{site}"] for site in SITES},
-            everywhere={site: tensors[f"everywhere.{site}"] for site in ADDING_SITES},
+            last={site: tensors[f"last.{site}"] for site in (*SITES, *heads)},
+            everywhere={site: tensors[f"everywhere.{site}"] for site in (*ADDING_SITES, *heads)},
             residual_by_position=tensors["residual_by_position"],
+            embeddings_by_position=tensors.get("embeddings_by_position"),
+            added_by_position={site: tensors[f"{site}_by_position"] for site in ADDING_SITES if f"{site}_by_position" in tensors},
+            no_heads=no_heads,
         )
+
+    def residual_before_by_position(self) -> Tensor:
+        """The residual stream before each block [aligned pair, block, position]: the embeddings, then what the blocks before put out.
+
+        Raises:
+            EmosteerError: an attribution of before emosteer scored the embeddings.
+        """
+        if self.embeddings_by_position is None:
+            raise EmosteerError("this attribution is older than scores of the embeddings: run it again, with mode=force")
+        return torch.cat([self.embeddings_by_position[:, None], self.residual_by_position[:, :-1]], dim=1)
 
     def residual_profile(self) -> Tensor:
         """The residual stream's scores by position from the end, mean over the pairs that reach it: [block, position]."""

@@ -22,6 +22,12 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest error of `input + attention + MLP` against the block's output, relative to what the block added."""
 
 
+BEFORE, HEAD = "before", "head"
+"""The residual stream before a block (before block 0: the embeddings), and the outputs of its attention heads, side by side."""
+ENTERING = (BEFORE, HEAD)
+"""Sites that are what enters a module."""
+
+
 @dataclass(frozen=True)
 class Anatomy:
     """The modules whose outputs are read and steered, by block."""
@@ -29,9 +35,18 @@ class Anatomy:
     blocks: tuple[nn.Module, ...]
     attention: tuple[nn.Module | None, ...]
     mlp: tuple[nn.Module | None, ...]
+    projections: tuple[nn.Module, ...] = ()
+    """By block, what reads the outputs of all attention heads, side by side; empty until `model.heads` has looked for them."""
+    n_heads: int = 0
+    """Of each block."""
 
     def module(self, site: str, layer: int) -> nn.Module:
-        """The module whose output is `site` at block `layer`; raises EmosteerError where the model has none."""
+        """The module whose output is `site` at block `layer`; raises EmosteerError where the model has none.
+
+        For `before` and `head`, what enters the module is meant.
+        """
+        if site in ENTERING:
+            return (self.blocks if site == BEFORE else self.projections)[layer]
         found = {"residual": self.blocks, "attention": self.attention, "mlp": self.mlp}[site][layer]
         if found is None:
             children = ", ".join(name for name, _ in self.blocks[layer].named_children())
@@ -66,7 +81,8 @@ def dissect(model: nn.Module, config: ModelConfig, probe: Tensor) -> Anatomy:
     """
     blocks = _find_blocks(model, config.blocks)
     if config.attention and config.mlp:
-        return Anatomy(blocks, *(tuple(_child(b, path) for b in blocks) for path in (config.attention, config.mlp)))
+        named = [tuple(_child(b, path) for b in blocks) for path in (config.attention, config.mlp)]
+        return Anatomy(blocks, named[0], named[1])
     traces = _trace(model, blocks, probe)
     sublayers = [_sublayers(block, trace) for block, trace in zip(blocks, traces, strict=True)]
     attention = [_child(b, config.attention) if config.attention else s[0] for b, s in zip(blocks, sublayers, strict=True)]

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from emosteer.model.anatomy import Anatomy, hidden
+from emosteer.model.anatomy import ENTERING, Anatomy, hidden
 
 Site = str
 Place = tuple[Site, int]
-"""A site (residual, attention or mlp) at a block."""
+"""A site at a block: residual, attention or mlp, which modules put out; before or head, which enter one."""
 Look = Callable[[Place, Tensor], Tensor | None]
 """Sees a place's output [row, position, width]; what it returns, if anything, goes on in that one's stead."""
 
@@ -23,29 +24,26 @@ class _Enough(BaseException):
 
 @contextmanager
 def watching(anatomy: Anatomy, places: Iterable[Place], look: Look, stops: bool = False) -> Iterator[None]:
-    """Show `look` the outputs of places, as the model runs inside.
+    """Show `look` what passes by at places, as the model runs inside.
 
     Args:
         anatomy: the model's.
         places: each is shown as often as its module runs.
-        look: sees an output before anything else reads it (Falcon's block adds the attention to its MLP's output in place).
+        look: sees it before anything else reads it (Falcon's block adds the attention to its MLP's output in place).
         stops: the forward ends when every place was seen: neither later blocks nor the output matrix run, and what it would
             have returned is not there.
     """
     wanted = tuple(places)
     unseen, enough = set(wanted), _Enough()
 
-    def hook_of(place: Place) -> Callable[[nn.Module, Any, Any], Any]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-            changed = look(place, hidden(output))
-            unseen.discard(place)
-            if stops and not unseen:
-                raise enough
-            return output if changed is None else _with_hidden(output, changed)
+    def show(place: Place, states: Tensor) -> Tensor | None:
+        changed = look(place, states)
+        unseen.discard(place)
+        if stops and not unseen:
+            raise enough
+        return changed
 
-        return hook
-
-    handles = [anatomy.module(*place).register_forward_hook(hook_of(place)) for place in wanted]
+    handles = [_hook(anatomy.module(*place), place, show) for place in wanted]
     try:
         yield
     except _Enough as raised:
@@ -54,6 +52,22 @@ def watching(anatomy: Anatomy, places: Iterable[Place], look: Look, stops: bool 
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _hook(module: nn.Module, place: Place, look: Look) -> RemovableHandle:
+    def entering(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        changed = look(place, args[0] if args else kwargs["hidden_states"])
+        if changed is None:
+            return None
+        return ((changed, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": changed})
+
+    def leaving(_module: nn.Module, _args: Any, output: Any) -> Any:
+        changed = look(place, hidden(output))
+        return output if changed is None else _with_hidden(output, changed)
+
+    if place[0] in ENTERING:
+        return module.register_forward_pre_hook(entering, with_kwargs=True)
+    return module.register_forward_hook(leaving)
 
 
 @contextmanager

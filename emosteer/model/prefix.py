@@ -37,6 +37,13 @@ class Prefix:
         """Positions, padding included."""
         return self.mask.shape[1]
 
+    def times(self, n: int) -> Prefix:
+        """All rows n times over, one lot after the other; a single row goes on standing for all."""
+        if len(self.mask) == 1:
+            return self
+        layers = tuple((keys.repeat(n, 1, 1, 1), values.repeat(n, 1, 1, 1)) for keys, values in self.layers)
+        return Prefix(layers, self.mask.repeat(n, 1))
+
     def first(self, lengths: Sequence[int]) -> Prefix:
         """Of the one row that this is: for each length a row of so many first tokens, or of none below 0, padded on the left."""
         longest = max(lengths)

@@ -282,7 +282,8 @@ class Cell:
 
     def _attribution_identity(self) -> dict[str, Any]:
         assert self.attribution is not None
-        config = dataclasses.replace(self.attribution.config, blocks=AttributionConfig.blocks)
+        # Neither how many blocks are taken of the ranking nor how it is checked changes it.
+        config = dataclasses.replace(self.attribution.config, blocks=AttributionConfig.blocks, check=AttributionConfig.check)
         return {
             "kind": ATTRIBUTION,
             "algorithm": ALGORITHM,

@@ -4,59 +4,31 @@ import copy
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
+from cases import BLOCKS, HandingOnDecoder, LinearDecoder, aligned_case, linear_model, nine_cases, unaligned_case, with_head
 from safetensors.torch import load_file, save_file
 from scipy import stats
-from tiny_models import WITH_SITES, hook_output, random_tokens, tiny_model, tokenizer_of, true_parts
-from torch import Tensor, nn
+from tiny_models import HEADS, WITH_SITES, hook_output, tiny_model, tokenizer_of, true_parts, true_projection
+from torch import Tensor
 
 from emosteer.attribution import Attribution, Case, attribute, exact, gradient, prepare, runs
 from emosteer.attribution.case import metric
+from emosteer.attribution.check import check
 from emosteer.attribution.exact import patch_exactly
 from emosteer.attribution.graph import counting
-from emosteer.config import ModelConfig
 from emosteer.datasets import SHIPPED, DiagnosticPair, load_diagnostic_pairs
 from emosteer.errors import EmosteerError
-from emosteer.model.anatomy import dissect
-from emosteer.model.dialogue import Dialogue
 from emosteer.model.language_model import LanguageModel, wrap
 from emosteer.vectors import token_means
 
 SITES = ("residual", "attention", "mlp")
-BLOCKS = 4
-
-
-def aligned_case(number: int, length: int, words: int = 3) -> Case:
-    """Two prompts of a length that differ in one or two tokens, neither the first nor the last."""
-    (tokens,) = random_tokens(length, seed=number)
-    others = random_tokens(2, seed=500 + number)[0]
-    corrupted = list(tokens)
-    corrupted[2] = others[0]
-    if number % 2:
-        corrupted[length - 3] = others[1]
-    picked = dict.fromkeys(random_tokens(20, seed=900 + number)[0])
-    ids = list(picked)[: 2 * words]
-    return Case(f"case{number}", tokens, tuple(corrupted), tuple(ids[:words]), tuple(ids[words:]))
-
-
-def with_head(cases: Sequence[Case], length: int = 7) -> list[Case]:
-    """The cases, all of whose prompts begin with the same tokens, as templates make them."""
-    (head,) = random_tokens(length, seed=950)
-    return [replace(case, clean=head + case.clean, corrupted=head + case.corrupted) for case in cases]
-
-
-def unaligned_case(number: int) -> Case:
-    return replace(aligned_case(number, 9), corrupted=random_tokens(12, seed=number)[0])
-
-
-def nine_cases(words: int = 3) -> list[Case]:
-    return [aligned_case(number, 6 + number % 4, words) for number in range(9)]
 
 
 def metric_by_hand(logits: Tensor, case: Case) -> float:
@@ -123,6 +95,14 @@ def states_and_slopes(model: LanguageModel, family: str, embedded: Tensor, case:
                 return (seen[place].clone(), *output[1:]) if isinstance(output, tuple) else seen[place].clone()
 
             handles.append(module.register_forward_hook(keep))
+
+        def keep_entering(_m: Any, args: Any, place: Any = ("head", layer)) -> Any:
+            seen[place] = args[0]
+            seen[place].retain_grad()
+
+        handles.append(true_projection(family, layer).register_forward_pre_hook(keep_entering))
+        if layer == 0:
+            handles.append(true_parts(family, 0)["residual"].register_forward_pre_hook(partial(keep_entering, place=("before", 0))))
     try:
         logits = model.model(inputs_embeds=embedded.clone().requires_grad_(True), use_cache=False).logits[0, -1]
     finally:
@@ -147,10 +127,10 @@ def products_by_hand(model: LanguageModel, family: str, case: Case, steps: int) 
     for step in range(1, steps):
         _, more = states_and_slopes(model, family, corrupted + step / steps * (clean - corrupted), case)
         slopes = {place: slope + more[place] for place, slope in slopes.items()}
-    return {
-        place: ((clean_states[place][-common:] - corrupted_states[place][-common:]) * slopes[place][-common:] / steps).sum(-1)
-        for place in slopes
-    }
+    ends = {place: (clean_states[place][-common:] - corrupted_states[place][-common:], slopes[place][-common:]) for place in slopes}
+    products = {place: difference * slope / steps for place, (difference, slope) in ends.items()}
+    # Of heads [position, head].
+    return {p: (v.reshape(common, HEADS, -1) if p[0] == "head" else v).sum(-1) for p, v in products.items()}
 
 
 FAMILIES = ["llama", "gemma3", "gpt_neox"]
@@ -182,11 +162,18 @@ def assert_by_hand(found: Attribution, model: LanguageModel, family: str, cases:
         for layer in range(BLOCKS):
             for site in SITES:
                 assert found.last[site][row, layer] == pytest.approx(float(last[site, layer][-1]), abs=1e-4, rel=1e-3)
+            for at, values in ((found.last, last["head", layer][-1]), (found.everywhere, everywhere["head", layer].sum(0))):
+                torch.testing.assert_close(at["head"][row, layer], values, atol=1e-4, rtol=1e-3)
             for site in ("attention", "mlp"):
                 assert found.everywhere[site][row, layer] == pytest.approx(float(everywhere[site, layer].sum()), abs=1e-4, rel=1e-3)
-            own = found.residual_by_position[row, layer]
-            torch.testing.assert_close(own[-len(case.clean) :], everywhere["residual", layer], atol=1e-4, rtol=1e-3)
-            assert bool(own[: -len(case.clean)].isnan().all())
+            for own, place in (
+                (found.residual_by_position[row, layer], ("residual", layer)),
+                (found.added_by_position["attention"][row, layer], ("attention", layer)),
+                (found.added_by_position["mlp"][row, layer], ("mlp", layer)),
+                (found.residual_before_by_position()[row, layer], ("residual", layer - 1) if layer else ("before", 0)),
+            ):
+                torch.testing.assert_close(own[-len(case.clean) :], everywhere[place], atol=1e-4, rtol=1e-3)
+                assert bool(own[: -len(case.clean)].isnan().all())
         logits = [model.model(torch.tensor([ids])).logits[0, -1] for ids in (case.clean, case.corrupted)]
         assert found.metric_clean[row] == pytest.approx(metric_by_hand(logits[0], case), abs=1e-4)
         assert found.metric_corrupted[row] == pytest.approx(metric_by_hand(logits[1], case), abs=1e-4)
@@ -483,6 +470,52 @@ def test_exact_patching_by_hand(family: str, at: str) -> None:
                 assert found[row, layer] == pytest.approx(by_hand, abs=2e-4)
 
 
+@pytest.mark.parametrize("family", [family for family in WITH_SITES if family not in ("gemma2", "gemma3", "olmo2")])
+def test_heads_add_up_to_the_attention(family: str) -> None:
+    """They are what the output projection reads, which is linear, but where a norm stands between it and the residual stream."""
+    found = attribute(tiny_model(family), with_head(nine_cases()))
+    for at in (found.last, found.everywhere):
+        torch.testing.assert_close(at["head"].sum(-1), at["attention"], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("at", ["last", "all"])
+@pytest.mark.parametrize("family", ["gemma3", "gpt2", "mistral"])
+def test_exact_patching_of_heads_and_before_blocks_by_hand(family: str, at: str) -> None:
+    model, cases = tiny_model(family), [*with_head(nine_cases()[:2]), *nine_cases()[4:6]]
+    heads, before = patch_exactly(model, cases, "head", at), patch_exactly(model, cases, "before", at)
+    assert heads.shape == (4, BLOCKS, HEADS)
+    for row, case in enumerate(cases):
+        start = metric_by_hand(model.model(torch.tensor([case.corrupted])).logits[0, -1], case)
+        first = -1 if at == "last" else -len(case.clean)
+        for layer in range(BLOCKS):
+            block, projection = true_parts(family, layer)["residual"], true_projection(family, layer)
+            assert before[row, layer] == pytest.approx(patched_before(model, block, case, first, 0, 1) - start, abs=2e-4)
+            for head in range(HEADS):
+                by_hand = patched_before(model, projection, case, first, head, HEADS) - start
+                assert heads[row, layer, head] == pytest.approx(by_hand, abs=2e-4)
+
+
+def patched_before(model: LanguageModel, module: Any, case: Case, first: int, part: int, n_parts: int) -> float:
+    """The metric of the corrupted row with one of equal parts of what enters a module, from a position on, of the clean row."""
+    kept: list[Tensor] = []
+
+    def keep(_module: Any, args: Any) -> None:
+        kept.append(args[0].clone())
+
+    def put(_module: Any, args: Any) -> Any:
+        states, size = args[0].clone(), args[0].shape[-1] // n_parts
+        own = slice(part * size, (part + 1) * size)
+        states[0, first:, own] = kept[0][0, first:, own]
+        return (states, *args[1:])
+
+    for ids, hook in ((case.clean, keep), (case.corrupted, put)):
+        handle = module.register_forward_pre_hook(hook)
+        with torch.no_grad():
+            logits = model.model(torch.tensor([ids])).logits[0, -1]
+        handle.remove()
+    return metric_by_hand(logits, case)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_whole_residual_stream_is_the_whole_run(family: str) -> None:
     """The degenerate case: at any block alike, patching it at all positions gives the clean metric."""
@@ -494,7 +527,6 @@ def test_the_whole_residual_stream_is_the_whole_run(family: str) -> None:
     torch.testing.assert_close(scores, whole, atol=2e-4, rtol=1e-4)
     assert float(whole.abs().min()) > 1e-3
     assert told[-1] == (len(cases) * BLOCKS, len(cases) * BLOCKS)
-    assert len(told) == BLOCKS
 
 
 def test_exact_patching_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -505,6 +537,23 @@ def test_exact_patching_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(patch_exactly(model, cases, "attention", on_progress=lambda n, _: told.append(n)), whole)
     assert told == sorted(set(told))
     assert told[-1] == 10 * BLOCKS
+
+
+@pytest.mark.parametrize(("kind", "skips"), [(LinearDecoder, True), (HandingOnDecoder, False)])
+def test_blocks_before_the_first_patched_one_do_not_run_again(
+    kind: type[LinearDecoder], skips: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless more than the residual stream is handed on: that shows in an unpatched run."""
+    model, cases = linear_model(kind), nine_cases(words=1)
+    monkeypatch.setattr(exact, "BATCH_TOKENS", 90)
+    runs_of_first: list[int] = []
+    handle = model.anatomy.blocks[0].mlp.register_forward_hook(lambda _m, args, _o: runs_of_first.append(len(args[0])))
+    found = patch_exactly(model, cases, "mlp", "all")
+    handle.remove()
+    torch.testing.assert_close(found, attribute(model, cases).everywhere["mlp"], atol=1e-4, rtol=1e-4)
+    # Of each case: the clean and the corrupted run, and one for each block, or for the first block alone; and one row to see
+    # whether the model reads in parts.
+    assert sum(runs_of_first) == 1 + len(cases) * (2 + (1 if skips else BLOCKS))
 
 
 def test_exact_patching_of_unequal_prompts() -> None:
@@ -522,72 +571,18 @@ def test_exact_patching_of_unequal_prompts() -> None:
 # --- a model that is linear, where the first-order estimate is the truth
 
 
-class LinearAttention(nn.Module):
-    """Every position reads the mean of itself and those before it."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.out = nn.Linear(width, width)
-
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        causal = torch.tril(torch.ones(states.shape[1], states.shape[1])) * mask[:, None, :]
-        weights = causal / causal.sum(-1, keepdim=True).clamp(min=1)
-        return self.out(weights @ states)
-
-
-class LinearBlock(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.attention, self.mlp = LinearAttention(width), nn.Linear(width, width)
-
-    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        states = states + self.attention(states, mask)
-        return states + self.mlp(states)
-
-
-class LinearDecoder(nn.Module):
-    """A decoder whose logits are linear in its embeddings."""
-
-    device, dtype, generation_config = torch.device("cpu"), torch.float32, None
-
-    def __init__(self, width: int = 12, vocabulary: int = 341) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.embedding = nn.Embedding(vocabulary, width)
-        self.blocks = nn.ModuleList(LinearBlock(width) for _ in range(BLOCKS))
-        self.head = nn.Linear(width, vocabulary)
-        self.requires_grad_(False)
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.embedding
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **_options: Any) -> Any:
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        states = self.embedding(input_ids)
-        for block in self.blocks:
-            states = block(states, mask.float())
-        return SimpleNamespace(logits=self.head(states))
-
-
-@pytest.fixture
-def linear_model() -> LanguageModel:
-    decoder = LinearDecoder()
-    anatomy = dissect(decoder, ModelConfig(), torch.tensor(random_tokens(5)))
-    return LanguageModel("linear", decoder, Dialogue(tokenizer_of()), anatomy, frozenset(), 0)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("steps", [1, 4, None])
-def test_a_linear_model_is_attributed_exactly(linear_model: LanguageModel, steps: int | None) -> None:
+def test_a_linear_model_is_attributed_exactly(steps: int | None) -> None:
     # With one word in each list the metric is the difference of two logits.
-    cases = nine_cases(words=1)
-    found = attribute(linear_model, cases, steps)
+    model, cases = linear_model(), nine_cases(words=1)
+    found = attribute(model, cases, steps)
     close = {"atol": 1e-4, "rtol": 1e-4}
     for site in SITES:
-        torch.testing.assert_close(found.last[site], patch_exactly(linear_model, cases, site, "last"), **close)
+        torch.testing.assert_close(found.last[site], patch_exactly(model, cases, site, "last"), **close)
     for site in ("attention", "mlp"):
-        torch.testing.assert_close(found.everywhere[site], patch_exactly(linear_model, cases, site, "all"), **close)
+        torch.testing.assert_close(found.everywhere[site], patch_exactly(model, cases, site, "all"), **close)
     at_first = torch.stack([found.residual_by_position[row, :, case.first_difference] for row, case in enumerate(cases)])
-    torch.testing.assert_close(at_first, patch_exactly(linear_model, cases, "residual", "first_difference"), **close)
+    torch.testing.assert_close(at_first, patch_exactly(model, cases, "residual", "first_difference"), **close)
     # All positions of the residual stream add up to the whole difference, at every block.
     whole = (found.metric_clean - found.metric_corrupted)[:, None].expand(-1, BLOCKS)
     torch.testing.assert_close(found.residual_by_position.nansum(-1), whole, **close)
@@ -617,6 +612,36 @@ def test_ranking_is_by_what_a_block_adds() -> None:
     found.last["residual"][:, 0] = 1000.0  # the residual stream's own level says nothing of the block
     assert found.ranking() == [2, 1, 0]
     assert found.n_dropped == 1
+
+
+def test_certainty_is_scipys_bootstrap() -> None:
+    found = small_attribution()
+    added = (found.last["attention"] + found.last["mlp"]).numpy() + found.last["residual"].numpy()
+    found.last["attention"] += found.last["residual"]
+    sure = found.certainty(n_resamples=20_000, confidence=0.9)
+    for block in range(3):
+        own = stats.bootstrap(
+            (added[:, block],), np.mean, n_resamples=20_000, confidence_level=0.9, method="percentile", rng=np.random.default_rng(1)
+        ).confidence_interval
+        spread = float(own.high - own.low)
+        assert float(sure.low[block]) == pytest.approx(own.low, abs=0.05 * spread)
+        assert float(sure.high[block]) == pytest.approx(own.high, abs=0.05 * spread)
+    rng = np.random.default_rng(2)
+    firsts = [added[rng.integers(0, 9, 9)].mean(0).argmax() for _ in range(20_000)]
+    shares = np.bincount(firsts, minlength=3) / 20_000
+    assert sure.first_share.tolist() == pytest.approx(shares.tolist(), abs=0.02)
+    assert 0.05 < shares.max() < 0.95
+    assert float(sure.first_share.sum()) == pytest.approx(1.0)
+
+
+def test_certainty_of_scores_that_do_not_vary() -> None:
+    found = small_attribution()
+    found.last["mlp"][0, 0] = 0.0
+    sure = found.certainty()
+    assert sure.first_share.tolist() == [0.0, 0.0, 1.0]
+    assert sure.low.tolist() == pytest.approx([0.0, 1.5, 2.0])
+    assert sure.high.tolist() == pytest.approx([0.0, 1.5, 2.0])
+    assert torch.equal(found.certainty(seed=3).first_share, sure.first_share)
 
 
 def test_residual_profile_is_over_the_pairs_that_reach() -> None:
@@ -685,6 +710,16 @@ def test_agrees_with_exact_patching_at_the_first_difference(smollm2: LanguageMod
     cases, found = real
     own = torch.stack([found.residual_by_position[row, :, case.first_difference] for row, case in enumerate(cases)])
     assert correlation(own, patch_exactly(smollm2, cases, "residual", "first_difference")) >= 0.85
+
+
+@pytest.mark.real_model
+def test_agrees_with_exact_patching_by_its_own_account(smollm2: LanguageModel, real: Any) -> None:
+    """Heads too: the strongest two and two random ones."""
+    cases, found = real
+    agreements = check(smollm2, cases, found, 2)
+    assert {one.site for one in agreements} == {"attention", "mlp", "head"}
+    assert all(one.pearson is not None and one.pearson >= 0.95 for one in agreements if one.position == "last")
+    assert not any(one.is_low for one in agreements)
 
 
 @pytest.mark.real_model

@@ -149,6 +149,11 @@ def test_the_number_of_chosen_blocks_does_not_repeat_the_attribution() -> None:
     assert attributing(steps=2)(AUTO).attribution_id != AUTO.attribution_id
 
 
+def test_how_an_attribution_is_checked_changes_no_id() -> None:
+    assert attributing(check=0)(AUTO).attribution_id == AUTO.attribution_id
+    assert attributing(check=9)(AUTO).id == AUTO.id
+
+
 def test_a_vector_serves_every_layer_coefficient_scope_prompt_and_seed() -> None:
     for name in ("layer", "coefficient", "scope", "unit", "prompts", "seed", "max_new_tokens"):
         assert MATTERS[name](BASE).vector_id == BASE.vector_id, name
