@@ -69,7 +69,7 @@ def test_it_says_what_asking_for_the_emotion_does(sweep: Sweep) -> None:
     join(sweep, company)
     joy = {cell.id: 9.0, asked.id: 7.0}
     for number, one in enumerate(company):
-        scores = random_scores(10, seed=3) | {"duplication": [0.0] * 10, "joy": [joy.get(one.id, 5.0) + i / 10 for i in range(10)]}
+        scores = random_scores(10, seed=3) | {"duplication": [0.0] * 10, "joy": [joy.get(one.id, 5.0) + i / 2 for i in range(10)]}
         publish(sweep.store, sweep.scorers(), one, scores, seed=number)
     text = " ".join(printed(sweep).split())
 

@@ -125,6 +125,8 @@ def _bca(estimate: float, resampled: FloatArray, left_out: FloatArray, confidenc
     bias, z = stats.norm.ppf(below), stats.norm.ppf(0.5 + confidence / 2)
     shifted = bias + np.array([-z, z])
     levels = stats.norm.cdf(bias + shifted / (1 - acceleration * shifted))
+    if not np.isfinite(levels).all():
+        return math.nan, math.nan
     places = np.clip(np.ceil(levels * resampled.size).astype(int) - 1, 0, resampled.size - 1)
     low, high = np.sort(resampled)[places]
     return float(low), float(high)
