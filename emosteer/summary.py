@@ -15,10 +15,8 @@ from rich.text import Text
 from emosteer.endings import silence
 from emosteer.records.sweep import FAILED
 from emosteer.statistics import smallest_p
-from emosteer.tables import Tables
+from emosteer.tables import READABLE_DUPLICATION, READABLE_PERPLEXITY_RATIO, Tables
 
-READABLE_PERPLEXITY_RATIO = 1.5
-READABLE_DUPLICATION = 0.3
 RULE = f"Readable: perplexity at most x{READABLE_PERPLEXITY_RATIO}, at most {READABLE_DUPLICATION} of the replies beginning alike."
 UNREADABLE = f"No cell raises its target and stays readable. {RULE}"
 AXES = (
@@ -52,6 +50,7 @@ def summary(name: str, tables: Tables) -> RenderableType:
     done = tables.replied
     if len(done):
         parts += [_table(done), _legend(done)]
+        parts += _confirmations(tables.confirmations)
         best = best_readable(done)
         if best is not None:
             caveat = "" if _is_significant(best) else ", not significant"
@@ -166,8 +165,8 @@ def _perplexity(row: pd.Series[Any]) -> Text:
     return text
 
 
-def _q(q: float) -> str:
-    return "" if math.isnan(q) else "q<.001" if q < 0.001 else f"q={q:.3f}".replace("0.", ".")
+def _q(q: float, name: str = "q") -> str:
+    return "" if math.isnan(q) else f"{name}<.001" if q < 0.001 else f"{name}={q:.3f}".replace("0.", ".")
 
 
 def _legend(cells: pd.DataFrame) -> Text:
@@ -181,6 +180,28 @@ def _legend(cells: pd.DataFrame) -> Text:
     if smallest_p(n) > SIGNIFICANT:
         lines.append(f"With {n} prompts no p can be below {smallest_p(n):g}: use at least 6.")
     return Text("\n".join(lines), style="dim")
+
+
+def _confirmations(confirmations: pd.DataFrame) -> list[RenderableType]:
+    """What the best cell of each pair is worth on prompts that did not choose it; nothing where no cell was chosen among others."""
+    lines = []
+    several = [axis for axis in ("model", "prompts") if len(confirmations) and confirmations[axis].nunique() > 1]
+    for row in confirmations.to_dict("records"):
+        name = ", ".join(str(row[axis]) for axis in ("pair", *several)) + f": {row['primary']}"
+        if row["n_cells"] < 2:
+            continue
+        if row["reason"]:
+            lines.append(f"{name} not confirmed: {row['reason']}.")
+            continue
+        lines.append(
+            f"{name} {row['confirmed']:+.1f} [{row['ci_low']:+.1f}, {row['ci_high']:+.1f}] {_q(row['p'], 'p')}. All {row['n']} "
+            f"prompts choose block {row['layers']}, coefficient {row['coefficient']:g}, and {row['agreement']:.0%} of their halves: "
+            f"{row['apparent']:+.1f} on those that choose it."
+        )
+    if not lines:
+        return []
+    heading = Text("\nThe best readable cell, chosen on one half of the prompts and measured on the other", style="bold")
+    return [heading, *map(Text, lines)]
 
 
 def _examples(tables: Tables, best: pd.Series[Any], heading: str) -> RenderableType:
