@@ -172,9 +172,9 @@ def _q(q: float, name: str = "q") -> str:
 def _legend(cells: pd.DataFrame) -> Text:
     lines = [
         "Mean difference from the baseline, with its bootstrap interval over prompts: words per 100 words,",
-        "sentiment from -1 to 1, perplexity as a ratio (interval of the difference). 'target' and 'beyond random'",
-        "(against random pushes of that length) are of the primary metric, declared before the run; the rest is",
-        "secondary. q: Benjamini-Hochberg over the sweep's cells, within each metric.",
+        "sentiment from -1 to 1, perplexity as a ratio (interval of the difference). 'target' is the primary",
+        "metric, declared before the run, 'beyond random' the same against random pushes of that length; the",
+        "rest is secondary. q: Benjamini-Hochberg over the sweep's cells, within each metric.",
     ]
     n = int(cells["n_prompts"].min())
     if smallest_p(n) > SIGNIFICANT:
@@ -194,9 +194,9 @@ def _confirmations(confirmations: pd.DataFrame) -> list[RenderableType]:
             lines.append(f"{name} not confirmed: {row['reason']}.")
             continue
         lines.append(
-            f"{name} {row['confirmed']:+.1f} [{row['ci_low']:+.1f}, {row['ci_high']:+.1f}] {_q(row['p'], 'p')}. All {row['n']} "
-            f"prompts choose block {row['layers']}, coefficient {row['coefficient']:g}, and {row['agreement']:.0%} of their halves: "
-            f"{row['apparent']:+.1f} on those that choose it."
+            f"{name} {row['confirmed']:+.1f} [{row['ci_low']:+.1f}, {row['ci_high']:+.1f}] {_q(row['p'], 'p')}. Block "
+            f"{row['layers']} at {row['coefficient']:g}, the choice of all {row['n']} prompts and of {row['agreement']:.0%} "
+            f"of the halves, has {row['apparent']:+.1f} on them."
         )
     if not lines:
         return []

@@ -151,7 +151,7 @@ def test_the_best_cell_is_confirmed_on_prompts_that_did_not_choose_it(sweep: Swe
         "p=0", "p="
     )
     assert told in text
-    assert f"All 16 prompts choose block 2, coefficient 0.2, and 100% of their halves: {joy['apparent']:+.1f} on those" in text
+    assert f"Block 2 at 0.2, the choice of all 16 prompts and of 100% of the halves, has {joy['apparent']:+.1f} on them." in text
     assert "trust_disgust: trust" in text
     assert widest(printed(sweep)) <= 100
 
