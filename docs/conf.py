@@ -42,7 +42,7 @@ nitpick_ignore_regex = [
     # Other projects: their inventories are on the network.
     (r"py:.*", r"(collections|pathlib|typing|torch|numpy|pandas|transformers|PreTrained\w+|ArrayLike|FloatArray|Tensor)\b.*"),
     # Aliases and type variables, which Sphinx looks for among the classes.
-    (r"py:class", r"(.*\.)?(Generation|Item|_Scorer|Scores|Seed|Message|Method|Text)"),
+    (r"py:class", r"(.*\.)?(Flags|Generation|Item|_Scorer|Scores|Seed|Message|Method|Text)"),
     # Named without its module where a signature cannot be evaluated.
     (r"py:class", r"ModelConfig|Engine"),
 ]

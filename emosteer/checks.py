@@ -278,13 +278,14 @@ def _check_objective(config: Config, are_shipped: bool) -> None:
         if not isinstance(limit, int | float) or not math.isfinite(limit):
             raise EmosteerError(f"objective.at_most.{column}={limit}: give a finite number")
     if are_shipped:
-        _check_columns(objective)
+        _check_columns(objective, config.statistics.equivalence)
     if objective.column and "beyond_random" in objective.column and not config.controls.random:
         raise EmosteerError(f"objective.column={objective.column} needs random controls: give controls.random=1 or more")
 
 
-def _check_columns(objective: ObjectiveConfig) -> None:
+def _check_columns(objective: ObjectiveConfig, margins: Mapping[str, float]) -> None:
     known = [*(f"{metric}_{effect}" for metric in METRICS for effect in EFFECTS), *NUMBERS]
+    known += [f"{metric.removesuffix('_ratio')}_p_equivalence" for metric in margins]
     columns = [("objective.column", objective.column), *(("objective.at_most", column) for column in objective.at_most)]
     for key, column in columns:
         if column is not None and column not in known:

@@ -27,7 +27,7 @@ METRICS = (
 """What the shipped scorers measure."""
 EFFECTS = (
     *("n", "baseline", "steered", "delta", "ci_low", "ci_high", "effect_size", "p", "p_perm", "q"),
-    *("p_equivalence", "beyond_random", "beyond_random_ci_low", "beyond_random_ci_high", "beyond_random_p", "beyond_random_q"),
+    *("beyond_random", "beyond_random_ci_low", "beyond_random_ci_high", "beyond_random_p", "beyond_random_q"),
     *("beyond_prompting", "beyond_prompting_ci_low", "beyond_prompting_ci_high", "beyond_prompting_p", "beyond_prompting_q"),
 )
 """What `results` says of each metric: the ends of its columns, such as joy_delta."""

@@ -15,10 +15,8 @@ from rich.text import Text
 from emosteer.endings import silence
 from emosteer.records.sweep import FAILED
 from emosteer.statistics import smallest_p
-from emosteer.tables import Tables
+from emosteer.tables import READABLE_DUPLICATION, READABLE_PERPLEXITY_RATIO, Tables
 
-READABLE_PERPLEXITY_RATIO = 1.5
-READABLE_DUPLICATION = 0.3
 RULE = f"Readable: perplexity at most x{READABLE_PERPLEXITY_RATIO}, at most {READABLE_DUPLICATION} of the replies beginning alike."
 UNREADABLE = f"No cell raises its target and stays readable. {RULE}"
 AXES = (
@@ -53,7 +51,7 @@ def summary(name: str, tables: Tables) -> RenderableType:
     done = tables.replied
     if len(done):
         best = best_readable(done)
-        parts += [_table(done), _legend(done), *_against_prompting(tables, best)]
+        parts += [_table(done), _legend(done), *_confirmations(tables.confirmations), *_against_prompting(tables, best)]
         if best is not None:
             caveat = "" if _is_significant(best) else ", not significant"
             parts += [_examples(tables, best, f"Best readable cell{caveat}"), Text(RULE, style="dim")]
@@ -168,21 +166,21 @@ def _perplexity(row: pd.Series[Any]) -> Text:
     return text
 
 
-def _q(q: float) -> str:
-    return "" if math.isnan(q) else "q<.001" if q < 0.001 else f"q={q:.3f}".replace("0.", ".")
+def _q(q: float, name: str = "q") -> str:
+    return "" if math.isnan(q) else f"{name}<.001" if q < 0.001 else f"{name}={q:.3f}".replace("0.", ".")
 
 
 def _legend(cells: pd.DataFrame) -> Text:
     lines = [
         "Mean difference from the baseline, with its bootstrap interval over prompts: words per 100 words,",
-        "sentiment from -1 to 1, perplexity as a ratio (interval of the difference). 'target' and 'beyond random'",
-        "(against random pushes of that length) are of the primary metric, declared before the run; the rest is",
-        "secondary. q: Benjamini-Hochberg over the sweep's cells, within each metric.",
+        "sentiment from -1 to 1, perplexity as a ratio (interval of the difference). 'target' is the primary",
+        "metric, declared before the run, 'beyond random' the same against random pushes of that length; the",
+        "rest is secondary. q: Benjamini-Hochberg over the sweep's cells, within each metric.",
     ]
     n = int(cells["n_prompts"].min())
     if smallest_p(n) > SIGNIFICANT:
         lines.append(f"With {n} prompts no p can be below {smallest_p(n):g}: use at least 6.")
-    return Text("\n".join(lines), style="dim")
+    return Text(" ".join(lines), style="dim")
 
 
 def _against_prompting(tables: Tables, best: pd.Series[Any] | None) -> list[RenderableType]:
@@ -233,6 +231,28 @@ def _first_block(facts: dict[str, Any]) -> str:
     )
     other = max((b for b in range(len(facts["first_share"])) if b != block), key=lambda b: facts["first_share"][b], default=block)
     return text + (f"; block {other} in {facts['first_share'][other]:.0%}" if other != block and facts["first_share"][other] else "")
+
+
+def _confirmations(confirmations: pd.DataFrame) -> list[RenderableType]:
+    """What the best cell of each pair is worth on prompts that did not choose it; nothing where no cell was chosen among others."""
+    lines = []
+    several = [axis for axis in ("model", "prompts") if len(confirmations) and confirmations[axis].nunique() > 1]
+    for row in confirmations.to_dict("records"):
+        name = ", ".join(str(row[axis]) for axis in ("pair", *several)) + f": {row['primary']}"
+        if row["n_cells"] < 2:
+            continue
+        if row["reason"]:
+            lines.append(f"{name} not confirmed: {row['reason']}.")
+            continue
+        lines.append(
+            f"{name} {row['confirmed']:+.1f} [{row['ci_low']:+.1f}, {row['ci_high']:+.1f}] {_q(row['p'], 'p')}. Block "
+            f"{row['layers']} at {row['coefficient']:g}, the choice of all {row['n']} prompts and of {row['agreement']:.0%} "
+            f"of the halves, has {row['apparent']:+.1f} on them."
+        )
+    if not lines:
+        return []
+    heading = Text("\nThe best readable cell, chosen on one half of the prompts and measured on the other", style="bold")
+    return [heading, *map(Text, lines)]
 
 
 def _examples(tables: Tables, best: pd.Series[Any], heading: str) -> RenderableType:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,11 +23,14 @@ from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTIN
 from emosteer.records.store import Store, StoredReply
 from emosteer.records.sweep import DONE, PENDING, Sweep
 from emosteer.scoring.scorer import Scorer
-from emosteer.statistics import dose_response, equivalence_p, false_discovery_rate, holm, paired_effects, primary_effect
+from emosteer.statistics import confirm, dose_response, equivalence_p, false_discovery_rate, holm, paired_effects, primary_effect
 
 Floats = NDArray[np.float64]
 
 RANDOM = "random"
+READABLE_PERPLEXITY_RATIO = 1.5
+READABLE_DUPLICATION = 0.3
+"""A cell is readable up to these: perplexity as a multiple of the baseline's, and the share of replies that begin alike."""
 TREND_METRICS = ("first_person", "sentiment", "perplexity", "duplication")
 """Besides each pair's primary metric."""
 
@@ -72,6 +75,8 @@ class Tables:
     """A row per (cell, prompt, sample), the baseline's rows under the baseline's id."""
     trends: pd.DataFrame
     """A row per (pair, layer, ..., metric): the effect's slope over coefficients."""
+    confirmations: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """A row per pair, model and baseline: what the best readable cell is worth on prompts that did not choose it."""
     attributions: dict[str, str] = field(default_factory=dict)
     """Attribution id -> pair, of those that are there."""
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -134,7 +139,8 @@ def build(sweep: Sweep) -> Tables:
         cell.attribution_id: cell.pair.name for cell in cells if cell.kind == ATTRIBUTION and cell.pair and states[cell.id] == DONE
     }
     found = {key: sweep.store.attribution_summary(key) or {} for key in attributions}
-    return Tables(results, replies, _trends(scored, metrics, settings), attributions, found)
+    trends, confirmations = _trends(scored, metrics, settings), _confirmations(scored, metrics, settings)
+    return Tables(results, replies, trends, confirmations, attributions, found)
 
 
 def scored_cells(sweep: Sweep) -> tuple[dict[str, str], dict[str, Scored]]:
@@ -384,6 +390,63 @@ def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[st
     return trends
 
 
+def _confirmations(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[str, Any]) -> pd.DataFrame:
+    groups: dict[tuple[str, str, str], list[Scored]] = {}
+    for one in scored.values():
+        pair = one.cell.pair
+        if one.cell.kind == CELL and pair and pair.primary in metrics and one.cell.baseline_id in scored:
+            groups.setdefault((pair.name, pair.primary, one.cell.baseline_id), []).append(one)
+    rows = []
+    for (pair_name, primary, baseline_id), unordered in sorted(groups.items()):
+        # Of cells that rise equally the one with the last id is chosen, as for the summary.
+        members = sorted(unordered, key=lambda member: member.cell.id, reverse=True)
+        baseline, config = scored[baseline_id], members[0].cell.model.config
+        unsteered = baseline.matrix([primary], baseline.prompts)
+        found = confirm(
+            np.concatenate([member.matrix([primary], baseline.prompts) - unsteered for member in members]),
+            _readability(members, baseline, metrics),
+            seed=seed_of(f"{pair_name} {primary} {baseline_id}"),
+            confidence=settings["confidence"],
+        )
+        numbers = asdict(found)
+        best = None if (winner := numbers.pop("winner")) is None else members[winner]
+        rows.append(
+            {"model": config.name, "dtype": config.dtype, "pair": pair_name, "primary": primary}
+            | {"prompts": baseline.cell.prompts_name, "baseline_id": baseline_id}
+            | {"cell_id": best.cell.id if best else None, "layers": _layers(best) if best else None}
+            | {"coefficient": best.cell.coefficient if best else math.nan}
+            | numbers
+        )
+    return pd.DataFrame(rows)
+
+
+def _readability(
+    members: Sequence[Scored], baseline: Scored, metrics: Sequence[str]
+) -> Callable[[NDArray[np.bool_]], NDArray[np.bool_]]:
+    """Which prompts count, as flags `[prompt]` -> which members are readable on them, as flags `[member]`."""
+    before = baseline.matrix(["perplexity"], baseline.prompts)
+    perplexities, duplications = (
+        np.concatenate([member.matrix([metric], baseline.prompts) for member in members]) for metric in ("perplexity", "duplication")
+    )
+    duplications[:, np.isnan(baseline.matrix(["duplication"], baseline.prompts)[0])] = math.nan
+    both = ~np.isnan(perplexities) & ~np.isnan(before)
+
+    def is_readable(prompts: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        counted = both & prompts
+        limits = READABLE_PERPLEXITY_RATIO * np.where(counted, before, 0.0).sum(axis=1)
+        is_likely = counted.any(axis=1) & (np.where(counted, perplexities, 0.0).sum(axis=1) <= limits)
+        alike = mean_of([np.where(prompts, duplications, math.nan)[:, i] for i in range(duplications.shape[1])])
+        is_varied = np.asarray(alike <= READABLE_DUPLICATION)
+        # A scorer that is switched off says nothing against a cell.
+        return (is_likely | ("perplexity" not in metrics)) & (is_varied | ("duplication" not in metrics))
+
+    return is_readable
+
+
+def _layers(one: Scored) -> str:
+    return "+".join(map(str, one.record["resolved"]["layers"]))
+
+
 def _trend_key(one: Scored) -> str:
     """All axes of a cell but its coefficient, as JSON."""
     cell = one.cell
@@ -394,7 +457,7 @@ def _trend_key(one: Scored) -> str:
         "pair": cell.pair.name if cell.pair else None,
         "vector_id": cell.vector_id,
         "site": cell.site,
-        "layers": "+".join(map(str, one.record["resolved"]["layers"])),
+        "layers": _layers(one),
         "coefficient_unit": cell.coefficient_unit,
         "scope": cell.scope,
         "decay": cell.decay,

@@ -98,6 +98,7 @@ BAD = {
     "statistics.equivalence.perplexity_ratio=0.9": "statistics.equivalence.perplexity_ratio=0.9: give a number above 1",
     "statistics.equivalence.first_person=0": "statistics.equivalence.first_person=0.0: give a number above 0",
     "+statistics.equivalence.joi=1": "statistics.equivalence.joi: no scorer measures that (did you mean joy?)",
+    "+objective.at_most.joy_p_equivalence=0.05": "objective.at_most=joy_p_equivalence: results have no such column",
     "statistics.confidence=1": "statistics.confidence=1.0: give a number between 0 and 1",
     "worker.cells_per_claim=0": "worker.cells_per_claim=0: give a whole number of at least 1",
     "worker.lease_seconds=0": "worker.lease_seconds=0.0: give a number above 0",
@@ -130,6 +131,10 @@ BAD = {
     "+scorers.mine=3": "scorers.mine=3: give _target_",
     "+scorers.nrc.unheard=1": "scorers.nrc: emosteer.scoring.nrc.nrc got an unexpected keyword argument 'unheard'",
 }
+
+
+def test_a_search_may_be_held_to_no_cost(store: Store) -> None:
+    assert planned(store, "objective=beyond_random", "+objective.at_most.perplexity_p_equivalence=0.05")
 
 
 @pytest.mark.parametrize("override", BAD)

@@ -113,7 +113,7 @@ def test_more_than_a_screenful_of_cells_is_cut_and_says_so(sweep: Sweep) -> None
     text = printed(sweep)
 
     assert "The 40 largest effects of 46 cells; all are in results.csv." in text
-    assert text.count("joy_sadness") == 40 + 1
+    assert text.count("joy_sadness") == 40 + 2, "each, the confirmation and the best"
 
 
 def test_a_sweep_of_failures_names_them(sweep: Sweep) -> None:
@@ -173,7 +173,38 @@ def test_few_prompts_are_told(sweep: Sweep) -> None:
     for one in with_company([cell]):
         publish(sweep.store, sweep.scorers(), one)
 
-    assert "With 3 prompts no p can be below 0.25: use at least 6." in printed(sweep)
+    assert "With 3 prompts no p can be below 0.25: use at least 6." in " ".join(printed(sweep).split())
+
+
+def test_the_best_cell_is_confirmed_on_prompts_that_did_not_choose_it(sweep: Sweep) -> None:
+    cells = [
+        made_up_cell(sweep.store, pair, n_prompts=16, coefficient=c) for pair in ("joy_sadness", "trust_disgust") for c in (0.1, 0.2)
+    ]
+    join(sweep, with_company(cells))
+    for number, one in enumerate(with_company(cells)):
+        shift = 8.0 if one in cells[1::2] else 0.0
+        scores = random_scores(16, seed=number, shift=shift) | {"duplication": [0.0] * 16, "perplexity": [5.0] * 16}
+        scores["trust"] = random_scores(16, seed=number)["trust"]
+        publish(sweep.store, sweep.scorers(), one, scores)
+    joy = build(sweep).confirmations.set_index("pair").loc["joy_sadness"]
+    text = " ".join(printed(sweep).split())
+
+    told = f"joy_sadness: joy {joy['confirmed']:+.1f} [{joy['ci_low']:+.1f}, {joy['ci_high']:+.1f}] p={joy['p']:.3f}".replace(
+        "p=0", "p="
+    )
+    assert told in text
+    assert f"Block 2 at 0.2, the choice of all 16 prompts and of 100% of the halves, has {joy['apparent']:+.1f} on them." in text
+    assert "trust_disgust: trust" in text
+    assert widest(printed(sweep)) <= 100
+
+
+def test_what_is_not_confirmed_says_why_and_one_cell_needs_no_word(sweep: Sweep) -> None:
+    run(sweep, [made_up_cell(sweep.store, coefficient=c) for c in (0.1, 0.2)])
+    assert "joy_sadness: joy not confirmed: 10 prompts are too few to halve: give at least 12." in " ".join(printed(sweep).split())
+
+    other = Sweep(sweep.paths.root.parent / "other", sweep.store)
+    run(other, [made_up_cell(sweep.store, coefficient=0.1)])
+    assert "confirmed" not in printed(other)
 
 
 def candidates(*rows: dict[str, Any]) -> pd.DataFrame:

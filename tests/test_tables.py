@@ -383,7 +383,7 @@ def test_building_twice_gives_the_same(sweep: Sweep, store: Store) -> None:
     first = run(sweep, grid(store, n_samples=2), n_controls=2)
     second = build(Sweep(sweep.paths.root, Store(store.paths.root)))
 
-    for name in ("results", "replies", "trends"):
+    for name in ("results", "replies", "trends", "confirmations"):
         pd.testing.assert_frame_equal(getattr(first, name), getattr(second, name), check_exact=True)
 
 
@@ -398,6 +398,7 @@ def test_the_order_of_cells_does_not_matter(sweep: Sweep, store: Store, tmp_path
         "results": ["cell_id"],
         "replies": ["cell_id", "prompt_id", "sample"],
         "trends": ["pair", "layers", "metric"],
+        "confirmations": ["pair"],
     }
     for name, key in keys.items():
         ours, theirs = (getattr(t, name).sort_values(key).reset_index(drop=True) for t in (first, second))
@@ -441,6 +442,52 @@ def test_trends_keep_unlike_cells_apart(sweep: Sweep, store: Store) -> None:
 
     assert len(trends.query("metric == 'joy'")) == 6
     assert set(trends["n_coefficients"]) == {2}
+
+
+def test_confirmations_choose_readable_cells_and_measure_them_on_other_prompts(sweep: Sweep, store: Store) -> None:
+    cells = [made_up_cell(store, n_prompts=16, coefficient=c) for c in (0.1, 0.2, 0.3)]
+    join(sweep, with_company(cells))
+    for number, one in enumerate(with_company(cells)):
+        scores = random_scores(16, seed=number, shift=10 * one.coefficient if one.kind == CELL else 0.0)
+        scores |= {"duplication": [0.0] * 16, "perplexity": [5.0] * 16}
+        if one == cells[1]:
+            scores["perplexity"] = [7.6] * 16  # more than half as much again: never chosen
+        if one == cells[2]:
+            scores["duplication"] = [1.0] * 6 + [0.0] * 10  # .375 of all, but of some halves less than .3
+        publish(store, sweep.scorers(), one, scores)
+    tables = build(sweep)
+    (row,) = tables.confirmations.to_dict("records")
+
+    assert (row["n"], row["n_cells"], row["pair"], row["primary"], row["reason"]) == (16, 3, "joy_sadness", "joy", "")
+    assert row["cell_id"] == cells[0].id
+    assert (row["layers"], row["coefficient"]) == ("2", 0.1)
+    assert 0.3 < row["agreement"] < 1, "some halves do choose the last"
+    assert row["apparent"] == pytest.approx(row_of(tables, cells[0])["joy_delta"])
+    joy = {one.coefficient: per_prompt(tables.replies, one.id, "joy") for one in (cells[0], cells[2])}
+    baseline = per_prompt(tables.replies, cells[0].baseline_id, "joy")
+    weak, strong = ((joy[c] - baseline).mean() for c in (0.1, 0.3))
+    assert row["confirmed"] == pytest.approx(row["agreement"] * weak + (1 - row["agreement"]) * strong, abs=0.5)
+    assert row["ci_low"] < row["confirmed"] < row["ci_high"]
+
+
+def test_confirmations_are_per_pair_and_baseline_and_too_few_prompts_are_told(sweep: Sweep, store: Store) -> None:
+    tables = run(sweep, [*grid(store), made_up_cell(store, seed=1)])
+    found = tables.confirmations
+
+    assert sorted(zip(found["pair"], found["n_cells"], strict=True)) == [("joy_sadness", 1), ("joy_sadness", 4), ("trust_disgust", 4)]
+    assert set(found[found["n_cells"] == 4]["reason"]) == {"10 prompts are too few to halve: give at least 12"}
+    assert found[["confirmed", "p", "ci_low"]].isna().all(axis=None)
+
+
+def test_without_the_scorers_of_readability_every_cell_may_be_chosen(sweep: Sweep, store: Store) -> None:
+    cells = [made_up_cell(store, n_prompts=12, coefficient=c) for c in (0.1, 0.2)]
+    run(sweep, cells)
+    join(sweep, [], scorers={"nrc": sweep.settings()["scorers"]["nrc"]})
+    tables = build(sweep)
+    (row,) = tables.confirmations.to_dict("records")
+
+    assert row["apparent"] == pytest.approx(tables.cells["joy_delta"].max())
+    assert row["reason"] == ""
 
 
 def test_raw_cells_meet_the_controls_of_their_own_length(sweep: Sweep, store: Store) -> None:

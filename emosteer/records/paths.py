@@ -129,6 +129,10 @@ class SweepPaths:
         return self.root / "trends.csv"
 
     @property
+    def confirmations_csv(self) -> Path:
+        return self.root / "confirmations.csv"
+
+    @property
     def replies(self) -> Path:
         return self.root / "replies.parquet"
 

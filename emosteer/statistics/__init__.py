@@ -3,6 +3,7 @@
 The unit of analysis is the prompt: samples are averaged before they come here. All randomness comes from `seed` arguments.
 """
 
+from emosteer.statistics.confirmation import FEWEST_TO_CONFIRM, Confirmation, confirm
 from emosteer.statistics.equivalence import equivalence_p
 from emosteer.statistics.families import false_discovery_rate, holm
 from emosteer.statistics.paired import DEFAULT_RESAMPLES, PairedEffect, Trend, dose_response, paired_effects, smallest_p
@@ -11,9 +12,12 @@ from emosteer.statistics.primary import PrimaryEffect, primary_effect
 
 __all__ = [
     "DEFAULT_RESAMPLES",
+    "FEWEST_TO_CONFIRM",
+    "Confirmation",
     "PairedEffect",
     "PrimaryEffect",
     "Trend",
+    "confirm",
     "dose_response",
     "equivalence_p",
     "false_discovery_rate",
