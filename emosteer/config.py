@@ -29,7 +29,17 @@ EFFECTS = (
     *("beyond_random", "beyond_random_ci_low", "beyond_random_ci_high", "beyond_random_p", "beyond_random_q"),
 )
 """What `results` says of each metric: the ends of its columns, such as joy_delta."""
-NUMBERS = ("perplexity_ratio", "layer", "coefficient", "coefficient_raw", "coefficient_fraction", "n_tokens", "seconds")
+NUMBERS = (
+    "perplexity_ratio",
+    "vector_split_half",
+    "vector_auc",
+    "layer",
+    "coefficient",
+    "coefficient_raw",
+    "coefficient_fraction",
+    "n_tokens",
+    "seconds",
+)
 """Columns of `results` with other numbers that tell cells apart."""
 TRACKERS = ("wandb", "none")
 TRACKING_MODES = ("auto", "offline", "online")

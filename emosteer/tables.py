@@ -119,7 +119,9 @@ def build(sweep: Sweep) -> Tables:
     for one in scored.values():
         if one.cell.kind == CONTROL:
             controls.setdefault(one.cell.control_key, []).append(one)
-    rows = [_row(sweep, cell, states[cell.id], scored, controls, metrics, settings) for cell in cells if cell.kind in (CELL, CONTROL)]
+    steered = [cell for cell in cells if cell.kind in (CELL, CONTROL)]
+    vectors = {key: sweep.store.vector_facts(key) for key in dict.fromkeys(cell.vector_id for cell in steered)}
+    rows = [_row(sweep, cell, states[cell.id], vectors[cell.vector_id], scored, controls, metrics, settings) for cell in steered]
     results = _with_q(pd.DataFrame(rows), metrics)
     replies = _replies(sweep.store, scored.values(), metrics)
     attributions = {
@@ -146,13 +148,14 @@ def _row(
     sweep: Sweep,
     cell: Cell,
     state: str,
+    vector: dict[str, Any],
     scored: dict[str, Scored],
     controls: dict[str, list[Scored]],
     metrics: Sequence[str],
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     own, baseline = scored.get(cell.id), scored.get(cell.baseline_id)
-    row = _axes(sweep, cell, state, own)
+    row = _axes(sweep, cell, state, vector, own)
     if own is None or baseline is None:
         return row
     prompts = list(dict.fromkeys(reply.prompt_id for reply in baseline.replies))
@@ -178,7 +181,7 @@ def _row(
     return row
 
 
-def _axes(sweep: Sweep, cell: Cell, state: str, own: Scored | None) -> dict[str, Any]:
+def _axes(sweep: Sweep, cell: Cell, state: str, vector: dict[str, Any], own: Scored | None) -> dict[str, Any]:
     """What a row says besides its metrics."""
     record = own.record if own else {}
     resolved, provenance = record.get("resolved", {}), record.get("provenance", {})
@@ -198,6 +201,8 @@ def _axes(sweep: Sweep, cell: Cell, state: str, own: Scored | None) -> dict[str,
         "vector_id": cell.vector_id,
         "vector_method": cell.vector.method,
         "vector_reading": cell.vector.reading if cell.vector.method != "random" else None,
+        "vector_split_half": _at(vector.get("split_half"), layers),
+        "vector_auc": _at(vector.get("auc"), layers),
         "site": cell.site,
         "layer": layers[0] if len(layers) == 1 else None,
         "layers": "+".join(map(str, layers)) or cell.layers_text,
@@ -307,6 +312,12 @@ def _trend_key(one: Scored) -> str:
         "baseline_id": cell.baseline_id,
     }
     return json.dumps(axes, sort_keys=True)
+
+
+def _at(by_block: Any, layers: tuple[int, ...]) -> float:
+    """What a vector's facts say of the one block that is steered; NaN where there are several, or nothing is said."""
+    is_told = isinstance(by_block, list) and len(layers) == 1 and layers[0] < len(by_block)
+    return float(by_block[layers[0]]) if is_told and by_block[layers[0]] is not None else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -13,6 +13,7 @@ from emosteer.dotted import find_vector_method
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel
 from emosteer.vectors.methods import METHODS, States
+from emosteer.vectors.quality import Quality, quality
 from emosteer.vectors.reading import token_means
 from emosteer.vectors.vector import EmotionVector, checked
 
@@ -31,6 +32,7 @@ def emotion_vector(
     others: Sequence[Sequence[ContrastivePair]] = (),
     neutral: Sequence[NeutralText] = (),
     components: int = VectorConfig.components,
+    told: Callable[[Quality], None] | None = None,
 ) -> EmotionVector:
     """Build an emotion vector by a named method.
 
@@ -44,6 +46,7 @@ def emotion_vector(
         others: of `grand_mean`: the pairs of each further two emotions.
         neutral: of `neutral_projected`: texts without emotion.
         components: of `neutral_projected`: how many of their principal components are taken out.
+        told: is given how sure the direction is, which takes some times as long as to find it; not of a method of the user's own.
 
     Raises:
         EmosteerError: unknown method, texts that it lacks, or a vector of another shape, not finite, or without length at some block.
@@ -58,11 +61,12 @@ def emotion_vector(
             neutral=neutral if method == "neutral_projected" else (),
             components=components,
         )
-        directions = METHODS[method](states)
-    else:
-        asked = {} if reading == VectorConfig.reading else {"reading": reading}
-        directions = find_method(method, reading)(model, pairs, site, **asked)
-    return checked(EmotionVector(directions, residual_norm, site))
+        vector = checked(EmotionVector(METHODS[method](states), residual_norm, site))
+        if told is not None:
+            told(quality(states, METHODS[method]))
+        return vector
+    asked = {} if reading == VectorConfig.reading else {"reading": reading}
+    return checked(EmotionVector(find_method(method, reading)(model, pairs, site, **asked), residual_norm, site))
 
 
 def read_states(
