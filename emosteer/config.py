@@ -17,6 +17,7 @@ SITES = ("residual", "attention", "mlp")
 UNITS = ("fraction", "raw")
 MODES = ("reuse", "retry", "force")
 VECTOR_METHODS = ("mean_difference", "grand_mean", "pca", "logistic", "lda", "neutral_projected", "random")
+SOURCES = ("pairs", "lexicon")
 READINGS = ("token_mean", "last_token", "assistant_prefix")
 METRICS = (
     *("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise", "positive", "negative"),
@@ -107,7 +108,7 @@ class PromptsConfig:
 
 @dataclass
 class VectorConfig:
-    """How an emotion vector is made from contrastive pairs."""
+    """How an emotion vector is made."""
 
     method: str = "mean_difference"
     """mean_difference; grand_mean (against all emotions); pca, logistic or lda (the line that they find, as long as the mean
@@ -116,6 +117,9 @@ class VectorConfig:
     reading: str = "token_mean"
     """Which state stands for a text: token_mean and last_token of its own tokens, as the assistant's reply; or assistant_prefix,
     the last token before the assistant would reply to the text, as the user's."""
+    source: str = "pairs"
+    """Which texts tell the emotions apart: pairs (the contrastive pairs), or lexicon (words of the target emotion in the NRC lexicon
+    against words of its counterpart, without pairs)."""
     components: int = 5
     """Principal components of neutral texts that neutral_projected takes out."""
 

@@ -180,11 +180,11 @@ class Resources:
         """Cosine per block with the vectors of other emotions that are there, of this model and made in the same way."""
         assert cell.vector is not None
         found = {}
-        alike = ("method", "version", "reading", "components")
+        alike = ("method", "version", "reading", "source", "components")
         for key in self.store.vector_ids() if cell.vector.method != "random" else ():
             facts = self.store.vector_facts(key)
-            recipe, pair = facts.get("recipe") or {}, facts.get("pair") or {}
-            is_another = pair.get("texts") not in (None, cell.pair.texts if cell.pair else None)
+            recipe = facts.get("recipe") or {}
+            is_another = recipe.get("texts") not in (None, "", cell.vector.texts)
             if not is_another or facts.get("model") != cell.model.identity() or facts.get("site") != cell.site:
                 continue
             if any(recipe.get(name, getattr(VectorSpec, name, None)) != getattr(cell.vector, name) for name in alike):

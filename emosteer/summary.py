@@ -22,7 +22,19 @@ READABLE_DUPLICATION = 0.3
 RULE = f"Readable: perplexity at most x{READABLE_PERPLEXITY_RATIO}, at most {READABLE_DUPLICATION} of the replies beginning alike."
 UNREADABLE = f"No cell raises its target and stays readable. {RULE}"
 AXES = (
-    *("model", "dtype", "site", "scope", "vector_method", "vector_reading", "coefficient_unit", "seed", "prompts", "n_prompts"),
+    *(
+        "model",
+        "dtype",
+        "site",
+        "scope",
+        "vector_method",
+        "vector_reading",
+        "vector_source",
+        "coefficient_unit",
+        "seed",
+        "prompts",
+        "n_prompts",
+    ),
     *("n_samples", "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_p"),
 )
 """Axes that the table names where they vary; pair, blocks and coefficient have columns of their own."""

@@ -201,6 +201,7 @@ def _axes(sweep: Sweep, cell: Cell, state: str, vector: dict[str, Any], own: Sco
         "vector_id": cell.vector_id,
         "vector_method": cell.vector.method,
         "vector_reading": cell.vector.reading if cell.vector.method != "random" else None,
+        "vector_source": cell.vector.source if cell.vector.method != "random" else None,
         "vector_split_half": _at(vector.get("split_half"), layers),
         "vector_auc": _at(vector.get("auc"), layers),
         "site": cell.site,
