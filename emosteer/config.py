@@ -17,7 +17,7 @@ SITES = ("residual", "attention", "mlp")
 UNITS = ("fraction", "raw")
 MODES = ("reuse", "retry", "force")
 VECTOR_METHODS = ("mean_difference", "grand_mean", "pca", "logistic", "lda", "neutral_projected", "random")
-SOURCES = ("pairs", "lexicon")
+SOURCES = ("pairs", "lexicon", "persona")
 READINGS = ("token_mean", "last_token", "assistant_prefix")
 METRICS = (
     *("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise", "positive", "negative"),
@@ -118,8 +118,9 @@ class VectorConfig:
     """Which state stands for a text: token_mean and last_token of its own tokens, as the assistant's reply; or assistant_prefix,
     the last token before the assistant would reply to the text, as the user's."""
     source: str = "pairs"
-    """Which texts tell the emotions apart: pairs (the contrastive pairs), or lexicon (words of the target emotion in the NRC lexicon
-    against words of its counterpart, without pairs)."""
+    """What tells the emotions apart: pairs (the contrastive pairs); or, without pairs, lexicon (words of the target emotion in the
+    NRC lexicon against words of its counterpart), or persona (the same questions, asked while the system tells the model to feel
+    the one or the other)."""
     components: int = 5
     """Principal components of neutral texts that neutral_projected takes out."""
 

@@ -29,10 +29,14 @@ from emosteer.model.source import ModelSource, find, resolve_layers
 from emosteer.one_line import one_line
 from emosteer.records.cell import ATTRIBUTION, CELL, AttributionSpec, Cell, ModelSpec, PairSpec, VectorSpec
 from emosteer.scoring.nrc import CATEGORIES
-from emosteer.sources import lexicon_pairs
+from emosteer.sources import lexicon_pairs, persona_prompts
 
 OWN_DIRECTION = -1
 """Index of the random direction of a cell (`vector=random`); its controls count from 0, and must be others."""
+
+
+STAND_INS: dict[str, Any] = {"lexicon": lexicon_pairs, "persona": persona_prompts}
+"""Source of texts -> what makes them of two emotions' names."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +136,13 @@ def _vector_spec(config: Config, pair: PairSpec, texts: dict[str, Sequence[Any]]
     if method == "random":
         return VectorSpec(method, seed=config.seed, index=OWN_DIRECTION)
     source = config.vector.source
+    if source == "persona" and "." in method:
+        raise EmosteerError(
+            f"vector.source=persona: {method} is given contrastive pairs, which personas are not; choose another source"
+        )
     return VectorSpec(
         method,
-        pair.texts if source == "pairs" else _add(texts, lexicon_pairs(pair.target, pair.counterpart)),
+        pair.texts if source == "pairs" else _add(texts, STAND_INS[source](pair.target, pair.counterpart)),
         version=version_of(find_vector_method(method, config.vector.reading)) if "." in method else 1,
         reading=config.vector.reading,
         components=config.vector.components if method == "neutral_projected" else VectorConfig.components,
@@ -148,9 +156,10 @@ def _other_emotions(pair: PairSpec, source: str, texts: dict[str, Sequence[Any]]
     if source == "pairs":
         keys = [_read(texts, "pairs", path) for path in shipped_pairs().values()]
         return tuple(key for key in keys if key != pair.texts)
-    emotions = [tuple(name.split("_")) for name in shipped_pairs()]
-    others = [two for two in emotions if set(two) <= set(CATEGORIES) and not set(two) & {pair.target, pair.counterpart}]
-    return tuple(_add(texts, lexicon_pairs(*two)) for two in others)
+    emotions = [name.split("_") for name in shipped_pairs()]
+    others = [two for two in emotions if not set(two) & {pair.target, pair.counterpart}]
+    known = others if source == "persona" else [two for two in others if set(two) <= set(CATEGORIES)]
+    return tuple(_add(texts, STAND_INS[source](*two)) for two in known)
 
 
 def _add(texts: dict[str, Sequence[Any]], items: Sequence[Any]) -> str:

@@ -202,15 +202,16 @@ class Resources:
         assert recipe is not None
         norms = self.residual_norm(cell)
         if recipe.method != "random":
+            load: Any = self.store.prompts if recipe.source == "persona" else self.store.contrastive_pairs
             with self._reader.in_use(self._telling(f"emotion vector of {_pair_name(cell)}", "texts")):
                 return emotion_vector(
                     self.model,
-                    self.store.contrastive_pairs(recipe.texts),
+                    load(recipe.texts),
                     norms,
                     recipe.method,
                     cell.site,
                     recipe.reading,
-                    others=[self.store.contrastive_pairs(key) for key in recipe.others],
+                    others=[load(key) for key in recipe.others],
                     neutral=self.store.neutral_texts(cell.neutral),
                     components=recipe.components,
                     told=told,

@@ -1,6 +1,5 @@
-"""What tells two emotions apart where nobody wrote contrastive pairs: the NRC lexicon's words for them.
-
-Everything comes as contrastive pairs, so that every vector method takes it.
+"""What tells two emotions apart where nobody wrote contrastive pairs: the NRC lexicon's words for them, or how a model takes a
+question while it is told to feel the one or the other.
 """
 
 from __future__ import annotations
@@ -8,12 +7,55 @@ from __future__ import annotations
 from functools import lru_cache
 from hashlib import sha256
 
-from emosteer.datasets import ContrastivePair
+from emosteer.datasets import ContrastivePair, Prompt
 from emosteer.errors import EmosteerError
 from emosteer.scoring.nrc import CATEGORIES, words_of
 
 MOST_WORDS = 64
 """Of each emotion; a direction seldom needs more pairs."""
+INSTRUCTIONS = (
+    "You are full of {emotion}. Everything that you say comes from it.",
+    "Right now you feel nothing but {emotion}, and it shows in each of your answers.",
+    "Answer as somebody whose day has been one of {emotion}, from morning to night.",
+    "Stay in your role: a person who is overcome by {emotion}.",
+)
+"""What the system says; `{emotion}` is a noun such as joy."""
+QUESTIONS = (
+    "What does a week usually look like for you?",
+    "How would you describe the place where you live?",
+    "What should I know about the weather today?",
+    "Which way would you take to the station?",
+    "What did you notice on your last walk?",
+    "Could you tell me about the house next door?",
+    "What is on the table in front of you?",
+    "How was the meeting on Tuesday?",
+    "What do you think of the new timetable?",
+    "Who else works in your office?",
+    "What would you do with a free afternoon?",
+    "How do you like your coffee?",
+)
+"""What the user asks under each instruction, without an emotion of its own."""
+
+
+@lru_cache(maxsize=64)
+def persona_prompts(target: str, counterpart: str) -> tuple[Prompt, ...]:
+    """Every question under every instruction, for the target emotion and its counterpart in turn: [pair, 2] in a row.
+
+    The two of a pair differ in the emotion's name alone.
+    Source: persona instructions as contrast (Chen et al., *Persona Vectors*, 2025), without the replies that they generate.
+
+    Args:
+        target: a noun, such as joy.
+        counterpart: another.
+    """
+    prompts = []
+    for i, instruction in enumerate(INSTRUCTIONS, 1):
+        for j, question in enumerate(QUESTIONS, 1):
+            for side, emotion in (("target", target), ("counterpart", counterpart)):
+                system = {"role": "system", "content": instruction.format(emotion=emotion)}
+                messages = (system, {"role": "user", "content": question})
+                prompts.append(Prompt(f"persona-{i}-{j:02}-{side}", question, "", messages))
+    return tuple(prompts)
 
 
 @lru_cache(maxsize=64)

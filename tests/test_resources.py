@@ -23,7 +23,8 @@ from emosteer.records.cell import AttributionSpec, Cell, ModelSpec, VectorSpec
 from emosteer.records.claims import Claims
 from emosteer.records.store import Store
 from emosteer.resources import FACTS, Resources
-from emosteer.vectors import emotion_vector, mean_difference, quality, read_states, residual_norms
+from emosteer.sources import persona_prompts
+from emosteer.vectors import METHODS, emotion_vector, mean_difference, quality, read_states, residual_norms
 
 PAIRS = [ContrastivePair("a", "We are so happy that you came!", "I am sad, because the rain took the garden.")]
 NEUTRAL = [NeutralText("a", "A train leaves the station at nine and arrives before noon.")]
@@ -117,6 +118,16 @@ def test_a_vectors_file_says_how_sure_it_is_without_reading_again(store: Store, 
     low = [cosine for cosine in found.split_half if cosine is not None and cosine < 0.5]
     assert low, "a model of noise"
     assert f"cosine below 0.5 at {len(low)} of {BLOCKS} blocks (the least is {min(low):.2f})" in caplog.text
+
+
+def test_personas_come_from_the_store_as_prompts(store: Store, cell: Cell) -> None:
+    prompts = persona_prompts("joy", "sadness")[:8]
+    key, others = store.keep_texts(prompts), store.keep_texts(persona_prompts("fear", "anger")[:4])
+    spec = VectorSpec("grand_mean", key, source="persona", reading="assistant_prefix", others=(others,))
+    own = resources(store)
+    made = own.vector(dataclasses.replace(cell, vector=spec))
+    states = read_states(own.model, prompts, reading="assistant_prefix", others=[persona_prompts("fear", "anger")[:4]])
+    torch.testing.assert_close(made.directions, METHODS["grand_mean"](states), rtol=1e-4, atol=1e-5)
 
 
 def test_of_one_pair_nothing_is_computed_and_that_is_told(store: Store, cell: Cell, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from emosteer.errors import EmosteerError
 from emosteer.scoring.nrc import CATEGORIES, words_of
-from emosteer.sources import MOST_WORDS, lexicon_pairs
+from emosteer.sources import INSTRUCTIONS, MOST_WORDS, QUESTIONS, lexicon_pairs, persona_prompts
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +41,22 @@ def test_words_are_of_one_emotion_alone_and_in_no_favoured_order(
     assert [pair.positive for pair in lexicon_pairs(counterpart, target)] == [pair.negative for pair in pairs]
     initials = {pair.positive[0] for pair in pairs}
     assert len(initials) > 10, "not the beginning of the alphabet"
+
+
+def test_two_personas_differ_in_the_emotions_name_alone() -> None:
+    prompts = persona_prompts("joy", "sadness")
+    assert len(prompts) == 2 * len(INSTRUCTIONS) * len(QUESTIONS)
+    assert len({prompt.id for prompt in prompts}) == len(prompts)
+    for joyful, sad in zip(prompts[::2], prompts[1::2], strict=True):
+        (system, asked), (other, same) = joyful.messages, sad.messages
+        assert asked == same
+        assert asked["role"] == "user"
+        assert system["role"] == "system"
+        assert "joy" in system["content"]
+        assert system["content"].replace("joy", "sadness") == other["content"]
+    words = {word.strip("?.,").lower() for text in (*QUESTIONS, *INSTRUCTIONS) for word in text.split()}
+    emotions = {"joy", "sadness", "trust", "disgust", "anger", "fear", "surprise"}
+    assert not {word for word in words for emotion in emotions if word in words_of(emotion)}, "of themselves they have no emotion"
 
 
 def test_an_emotion_that_the_lexicon_has_not_is_refused() -> None:
