@@ -11,8 +11,8 @@ from emosteer.datasets import ContrastivePair, Prompt
 from emosteer.errors import EmosteerError
 from emosteer.scoring.nrc import CATEGORIES, words_of
 
-MOST_WORDS = 64
-"""Of each emotion; a direction seldom needs more pairs."""
+MOST_WORDS = 128
+"""Of each emotion: words agree less than sentences do (on SmolLM2 two halves of 64 have a cosine of 0.44 at block 10)."""
 INSTRUCTIONS = (
     "You are full of {emotion}. Everything that you say comes from it.",
     "Right now you feel nothing but {emotion}, and it shows in each of your answers.",

@@ -333,8 +333,8 @@ def test_what_is_beside_the_replies_keeps_the_id(store: Store, override: str) ->
     "override",
     ["seed=1", "layer=9", "coefficient=0.3", "coefficient=-0.2", "coefficient_unit=raw", "scope=all", "site=mlp",
      "model=qwen3", "model.dtype=bfloat16", "pair=love_hate", "prompts=confirmation", "prompts.limit=5", "vector=random",
-     "vector.reading=last_token", "vector=pca", "vector=grand_mean", "vector=neutral_projected", "vector.source=lexicon", "vector.source=persona",
-     "generation=sampled", "generation.max_new_tokens=61", "generation.min_new_tokens=1"],
+     "vector.reading=last_token", "vector=pca", "vector=grand_mean", "vector=neutral_projected", "vector=lexicon",
+     "vector=persona", "generation=sampled", "generation.max_new_tokens=61", "generation.min_new_tokens=1"],
 )  # fmt: skip
 def test_what_is_asked_of_the_replies_changes_the_id(store: Store, override: str) -> None:
     assert planned(store, override)[0].id != planned(store)[0].id
