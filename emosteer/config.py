@@ -18,6 +18,7 @@ SITES = ("residual", "attention", "mlp")
 UNITS = ("fraction", "raw")
 MODES = ("reuse", "retry", "force")
 VECTOR_METHODS = ("mean_difference", "grand_mean", "pca", "logistic", "lda", "neutral_projected", "random")
+SOURCES = ("pairs", "lexicon", "persona")
 READINGS = ("token_mean", "last_token", "assistant_prefix")
 METRICS = (
     *("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise", "positive", "negative"),
@@ -31,7 +32,17 @@ EFFECTS = (
     *("beyond_prompting", "beyond_prompting_ci_low", "beyond_prompting_ci_high", "beyond_prompting_p", "beyond_prompting_q"),
 )
 """What `results` says of each metric: the ends of its columns, such as joy_delta."""
-NUMBERS = ("perplexity_ratio", "layer", "coefficient", "coefficient_raw", "coefficient_fraction", "n_tokens", "seconds")
+NUMBERS = (
+    "perplexity_ratio",
+    "vector_split_half",
+    "vector_auc",
+    "layer",
+    "coefficient",
+    "coefficient_raw",
+    "coefficient_fraction",
+    "n_tokens",
+    "seconds",
+)
 """Columns of `results` with other numbers that tell cells apart."""
 TRACKERS = ("wandb", "none")
 TRACKING_MODES = ("auto", "offline", "online")
@@ -99,7 +110,7 @@ class PromptsConfig:
 
 @dataclass
 class VectorConfig:
-    """How an emotion vector is made from contrastive pairs."""
+    """How an emotion vector is made."""
 
     method: str = "mean_difference"
     """mean_difference; grand_mean (against all emotions); pca, logistic or lda (the line that they find, as long as the mean
@@ -108,6 +119,10 @@ class VectorConfig:
     reading: str = "token_mean"
     """Which state stands for a text: token_mean and last_token of its own tokens, as the assistant's reply; or assistant_prefix,
     the last token before the assistant would reply to the text, as the user's."""
+    source: str = "pairs"
+    """What tells the emotions apart: pairs (the contrastive pairs); or, without pairs, lexicon (words of the target emotion in the
+    NRC lexicon against words of its counterpart), or persona (the same questions, asked while the system tells the model to feel
+    the one or the other)."""
     components: int = 5
     """Principal components of neutral texts that neutral_projected takes out."""
 

@@ -28,9 +28,15 @@ from emosteer.model.context_length import check_prompts_fit
 from emosteer.model.source import ModelSource, find, resolve_layers
 from emosteer.one_line import one_line
 from emosteer.records.cell import ATTRIBUTION, CELL, AttributionSpec, Cell, ModelSpec, PairSpec, VectorSpec
+from emosteer.scoring.nrc import CATEGORIES
+from emosteer.sources import lexicon_pairs, persona_prompts
 
 OWN_DIRECTION = -1
 """Index of the random direction of a cell (`vector=random`); its controls count from 0, and must be others."""
+
+
+STAND_INS: dict[str, Any] = {"lexicon": lexicon_pairs, "persona": persona_prompts}
+"""Source of texts -> what makes them of two emotions' names."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,7 @@ def _cell(config: Config, texts: dict[str, Sequence[Any]]) -> Cell:
     layer = OmegaConf.to_container(config.layer) if OmegaConf.is_config(config.layer) else config.layer
     layers = resolve_layers(layer, source.n_blocks, config.model.name)
     uses_attribution = config.attribution.method != "none"
-    pair = _pair_spec(config.pair, texts, uses_attribution)
+    pair = _pair_spec(config, texts, uses_attribution)
     if layers is None and not uses_attribution:
         raise EmosteerError("layer=auto takes the blocks that attribution finds: give a layer, or leave attribution on")
     vector = _vector_spec(config, pair, texts)
@@ -139,20 +145,38 @@ def _vector_spec(config: Config, pair: PairSpec, texts: dict[str, Sequence[Any]]
     method = config.vector.method
     if method == "random":
         return VectorSpec(method, seed=config.seed, index=OWN_DIRECTION)
+    source = config.vector.source
+    if source == "persona" and "." in method:
+        raise EmosteerError(
+            f"vector.source=persona: {method} is given contrastive pairs, which personas are not; choose another source"
+        )
     return VectorSpec(
         method,
-        pair.texts,
+        pair.texts if source == "pairs" else _add(texts, STAND_INS[source](pair.target, pair.counterpart)),
         version=version_of(find_vector_method(method, config.vector.reading)) if "." in method else 1,
         reading=config.vector.reading,
         components=config.vector.components if method == "neutral_projected" else VectorConfig.components,
-        others=_other_emotions(pair, texts) if method == "grand_mean" else (),
+        source=source,
+        others=_other_emotions(pair, source, texts) if method == "grand_mean" else (),
     )
 
 
-def _other_emotions(pair: PairSpec, texts: dict[str, Sequence[Any]]) -> tuple[str, ...]:
+def _other_emotions(pair: PairSpec, source: str, texts: dict[str, Sequence[Any]]) -> tuple[str, ...]:
     """Digests of the shipped pairs of other emotions than a pair's own, whose texts are added."""
-    keys = [_read(texts, "pairs", path) for path in shipped_pairs().values()]
-    return tuple(key for key in keys if key != pair.texts)
+    if source == "pairs":
+        keys = [_read(texts, "pairs", path) for path in shipped_pairs().values()]
+        return tuple(key for key in keys if key != pair.texts)
+    emotions = [name.split("_") for name in shipped_pairs()]
+    others = [two for two in emotions if not set(two) & {pair.target, pair.counterpart}]
+    known = others if source == "persona" else [two for two in others if set(two) <= set(CATEGORIES)]
+    return tuple(_add(texts, STAND_INS[source](*two)) for two in known)
+
+
+def _add(texts: dict[str, Sequence[Any]], items: Sequence[Any]) -> str:
+    """Add texts that lie in no file; their digest."""
+    key = digest(items)
+    texts[key] = items
+    return key
 
 
 def _check_texts_suffice(vector: VectorSpec, cell_texts: dict[str, Sequence[Any]], neutral: str) -> None:
@@ -177,7 +201,8 @@ def _prompts_name(prompts: PromptsConfig) -> str:
     return Path(prompts.path).stem if prompts.path and is_shipped else prompts.name
 
 
-def _pair_spec(pair: PairConfig, texts: dict[str, Sequence[Any]], uses_attribution: bool) -> PairSpec:
+def _pair_spec(config: Config, texts: dict[str, Sequence[Any]], uses_attribution: bool) -> PairSpec:
+    pair, needs_pairs = config.pair, config.vector.source == VectorConfig.source
     diagnostics = Path(pair.diagnostics).expanduser() if pair.diagnostics else SHIPPED / "diagnostics" / f"{pair.name}.jsonl"
     if uses_attribution and not pair.diagnostics and _stamp(diagnostics) is None:
         raise EmosteerError(
@@ -188,7 +213,7 @@ def _pair_spec(pair: PairConfig, texts: dict[str, Sequence[Any]], uses_attributi
         pair.target,
         pair.counterpart,
         pair.primary,
-        texts=_read(texts, "pairs", _path(pair, "pairs")),
+        texts=_read(texts, "pairs", _path(pair, "pairs")) if needs_pairs else "",
         diagnostics=_read(texts, "diagnostics", diagnostics) if uses_attribution else "",
     )
 

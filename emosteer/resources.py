@@ -22,15 +22,17 @@ from emosteer.errors import EmosteerError
 from emosteer.figures import attribution_heatmap
 from emosteer.model.batches import Progress
 from emosteer.model.language_model import LanguageModel
-from emosteer.records.cell import Cell
+from emosteer.records.cell import Cell, VectorSpec
 from emosteer.records.claims import Claims
 from emosteer.records.publish import publish_directory, publish_file, publish_json, put_aside, read_bytes, read_json
 from emosteer.records.store import Resolved, Store
 from emosteer.steering import Steering, steering_along
-from emosteer.vectors import EmotionVector, Reader, checked, emotion_vector, random_direction, residual_norms
+from emosteer.vectors import EmotionVector, Quality, Reader, checked, emotion_vector, random_direction, residual_norms
 
 log = logging.getLogger(__name__)
 
+DISAGREEMENT = 0.5
+"""A split-half cosine below which a direction is told to be unsure."""
 FACTS = "emosteer"
 """Under which key a vector file's metadata say, as JSON, what its `.json` says too."""
 
@@ -153,7 +155,8 @@ class Resources:
     def _make_vector(self, cell: Cell) -> None:
         assert cell.vector is not None
         started = time.perf_counter()
-        vector = self._compute_vector(cell)
+        qualities: list[Quality] = []
+        vector = self._compute_vector(cell, qualities.append)
         key = cell.vector_id
         tensors = {f"block.{layer}": direction.contiguous() for layer, direction in enumerate(vector.directions)}
         facts: dict[str, Any] = {
@@ -166,26 +169,53 @@ class Resources:
             "sign": "positive minus negative",
             "seconds": round(time.perf_counter() - started, 3),
         }
-        publish_json(self.store.paths.vector_facts(key), facts)
+        told = asdict(qualities[0]) if qualities else {}
+        if qualities:
+            _warn_of(key, qualities[0])
+        norms = {"norm": vector.directions.norm(dim=1).tolist(), "residual_norm": vector.residual_norm.tolist()}
+        publish_json(self.store.paths.vector_facts(key), {**facts, **norms, **told, "cosine_to": self._cosines(cell, vector)})
         whole = {**tensors, "residual_norm": vector.residual_norm}
         publish_file(self.store.paths.vector(key), save(whole, {"site": cell.site, FACTS: json.dumps(facts)}))
 
-    def _compute_vector(self, cell: Cell) -> EmotionVector:
+    def _cosines(self, cell: Cell, vector: EmotionVector) -> dict[str, list[float]]:
+        """Cosine per block with the vectors of other emotions that are there, of this model and made in the same way."""
+        assert cell.vector is not None
+        found = {}
+        alike = ("method", "version", "reading", "source", "components")
+        for key in self.store.vector_ids() if cell.vector.method != "random" else ():
+            facts = self.store.vector_facts(key)
+            recipe = facts.get("recipe") or {}
+            is_another = recipe.get("texts") not in (None, "", cell.vector.texts)
+            if not is_another or facts.get("model") != cell.model.identity() or facts.get("site") != cell.site:
+                continue
+            if any(recipe.get(name, getattr(VectorSpec, name, None)) != getattr(cell.vector, name) for name in alike):
+                continue
+            try:
+                _, tensors = _read_tensors(self.store.paths.vector(key), self.store.paths.vector_facts(key))
+                other = torch.stack([tensors[f"block.{layer}"] for layer in range(self.model.n_blocks)])
+                found[key] = torch.cosine_similarity(vector.directions, other).tolist()
+            except (OSError, SafetensorError, EmosteerError, RuntimeError, KeyError):
+                continue  # damaged, or put aside by another: who needs it makes it again
+        return found
+
+    def _compute_vector(self, cell: Cell, told: Callable[[Quality], None]) -> EmotionVector:
         recipe = cell.vector
         assert recipe is not None
         norms = self.residual_norm(cell)
         if recipe.method != "random":
+            load: Any = self.store.prompts if recipe.source == "persona" else self.store.contrastive_pairs
             with self._reader.in_use(self._telling(f"emotion vector of {_pair_name(cell)}", "texts")):
                 return emotion_vector(
                     self.model,
-                    self.store.contrastive_pairs(recipe.texts),
+                    load(recipe.texts),
                     norms,
                     recipe.method,
                     cell.site,
                     recipe.reading,
-                    others=[self.store.contrastive_pairs(key) for key in recipe.others],
+                    others=[load(key) for key in recipe.others],
                     neutral=self.store.neutral_texts(cell.neutral),
                     components=recipe.components,
+                    told=told,
                 )
         directions = random_direction(recipe.seed, recipe.index, self.model.n_blocks, self.model.width)
         if recipe.like:
@@ -252,6 +282,18 @@ class Resources:
         """Say now that it begins, and later how far it is."""
         self.on_stage(what)
         return lambda done, total: self.on_stage(f"{what}: {done} of {total} {of}")
+
+
+def _warn_of(vector_id: str, quality: Quality) -> None:
+    """Tell of a direction that hangs on which pairs it is made of."""
+    if quality.split_half is None:
+        log.info("vector %s is of %d pair(s): how sure its direction is cannot be computed", vector_id, quality.n_pairs)
+    elif bad := [cosine for cosine in quality.split_half if cosine is not None and cosine < DISAGREEMENT]:
+        log.warning(
+            "vector %s: two halves of its %d pairs give directions of a cosine below %g at %d of %d blocks (the least is %.2f); "
+            "more pairs, or pairs that differ in the emotion alone, would make it surer",
+            *(vector_id, quality.n_pairs, DISAGREEMENT, len(bad), len(quality.split_half), min(bad)),
+        )
 
 
 def _pair_name(cell: Cell) -> str:

@@ -132,7 +132,12 @@ def build(sweep: Sweep) -> Tables:
     metrics = list(dict.fromkeys(metric for one in scored.values() for metric in one.metrics))
     rivals = Rivals.among(scored.values())
     shown = [cell for cell in cells if cell.kind in (CELL, CONTROL, PROMPTING)]
-    rows = [_row(sweep, cell, states[cell.id], scored, rivals, metrics, settings) for cell in shown]
+    ids = dict.fromkeys(cell.vector_id for cell in shown if cell.vector)
+    vectors: dict[str | None, dict[str, Any]] = {None: {}, **{key: sweep.store.vector_facts(key) for key in ids}}
+    rows = [
+        _row(sweep, cell, states[cell.id], vectors[cell.vector_id if cell.vector else None], scored, rivals, metrics, settings)
+        for cell in shown
+    ]
     results = _with_q(pd.DataFrame(rows), metrics)
     replies = _replies(sweep.store, scored.values(), metrics)
     attributions = {
@@ -171,13 +176,14 @@ def _row(
     sweep: Sweep,
     cell: Cell,
     state: str,
+    vector: dict[str, Any],
     scored: dict[str, Scored],
     rivals: Rivals,
     metrics: Sequence[str],
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     own, baseline = scored.get(cell.id), scored.get(cell.baseline_id)
-    row = _axes(sweep, cell, state, own)
+    row = _axes(sweep, cell, state, vector, own)
     if own is None or baseline is None:
         return row
     prompts = baseline.prompts
@@ -251,7 +257,7 @@ def _prompting_key(cell: Cell) -> tuple[str, str]:
     return cell.baseline_id, cell.pair.name if cell.pair else ""
 
 
-def _axes(sweep: Sweep, cell: Cell, state: str, own: Scored | None) -> dict[str, Any]:
+def _axes(sweep: Sweep, cell: Cell, state: str, vector: dict[str, Any], own: Scored | None) -> dict[str, Any]:
     """What a row says besides its metrics."""
     record = own.record if own else {}
     resolved, provenance = record.get("resolved", {}), record.get("provenance", {})
@@ -262,7 +268,10 @@ def _axes(sweep: Sweep, cell: Cell, state: str, own: Scored | None) -> dict[str,
         {
             "vector_id": cell.vector_id,
             "vector_method": cell.vector.method,
-            "vector_reading": cell.vector.reading if cell.vector.method != "random" else None,
+            "vector_reading": cell.vector.reading if cell.vector.method != RANDOM else None,
+            "vector_source": cell.vector.source if cell.vector.method != RANDOM else None,
+            "vector_split_half": _at(vector.get("split_half"), layers),
+            "vector_auc": _at(vector.get("auc"), layers),
             "site": cell.site,
             "layer": layers[0] if len(layers) == 1 else None,
             "layers": "+".join(map(str, layers)) or cell.layers_text,
@@ -465,6 +474,12 @@ def _trend_key(one: Scored) -> str:
         "baseline_id": cell.baseline_id,
     }
     return json.dumps(axes, sort_keys=True)
+
+
+def _at(by_block: Any, layers: tuple[int, ...]) -> float:
+    """What a vector's facts say of the one block that is steered; NaN where there are several, or nothing is said."""
+    is_told = isinstance(by_block, list) and len(layers) == 1 and layers[0] < len(by_block)
+    return float(by_block[layers[0]]) if is_told and by_block[layers[0]] is not None else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -24,6 +24,7 @@ from emosteer.model.source import ModelSource
 from emosteer.planning import plan, typed
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell
 from emosteer.records.store import Store
+from emosteer.sources import lexicon_pairs, persona_prompts
 
 N_BLOCKS = 30
 CONF = Path(emosteer.__file__).parent / "conf"
@@ -75,6 +76,7 @@ BAD = {
     "site=head": "site=head: choose one of residual, attention, mlp",
     "coefficient_unit=percent": "coefficient_unit=percent: choose one of fraction, raw",
     "vector.method=ica": "vector.method=ica: choose one of mean_difference, grand_mean, pca, logistic, lda,",
+    "vector.source=book": "vector.source=book: choose one of pairs, lexicon, persona",
     "vector.components=0": "vector.components=0: give a whole number of at least 1",
     "vector.reading=first_token": "vector.reading=first_token: choose one of token_mean, last_token, assistant_prefix",
     "attribution.method=lens": "attribution.method=lens: choose one of attribution_patching, none",
@@ -284,6 +286,38 @@ def test_a_grand_mean_is_of_the_other_shipped_emotions(store: Store, tmp_path: P
     assert own.others == tuple(digests.values())
 
 
+def test_a_lexicon_needs_no_pairs(store: Store) -> None:
+    own = ["pair=custom", "pair.target=anger", "pair.counterpart=trust", "pair.path=null", "attribution=none"]
+    found = plan(typed(composed(*own, "vector=lexicon")))
+    vector = found.cells[0].vector
+    assert vector is not None
+    assert found.texts[vector.texts] == lexicon_pairs("anger", "trust")
+    assert vector.source == "lexicon"
+    joy, others = (planned(store, "vector=lexicon", f"vector.method={method}")[0].vector for method in ("pca", "grand_mean"))
+    assert joy is not None and others is not None  # noqa: PT018
+    assert joy.texts == others.texts == digest(lexicon_pairs("joy", "sadness"))
+    expected = [("anger", "fear"), ("anticipation", "surprise"), ("trust", "disgust")]
+    assert others.others == tuple(digest(lexicon_pairs(*two)) for two in expected), "love and hate are in no lexicon"
+
+
+def test_personas_need_a_pairs_names_alone(store: Store) -> None:
+    found = plan(
+        typed(composed("pair=love_hate", "pair.path=null", "vector=persona", "vector.method=grand_mean", "attribution=none"))
+    )
+    vector = found.cells[0].vector
+    assert vector is not None
+    assert found.texts[vector.texts] == persona_prompts("love", "hate")
+    assert vector.reading == "assistant_prefix"
+    assert len(vector.others) == 4
+    with pytest.raises(EmosteerError, match=r"vector.source=persona: os.path.join is given contrastive pairs"):
+        planned(store, "vector=persona", "vector.method=os.path.join", "vector.reading=token_mean")
+
+
+def test_a_lexicon_without_the_emotion_is_refused(store: Store) -> None:
+    with pytest.raises(EmosteerError, match=r"pair.target=love: vector.source=lexicon needs words of it"):
+        planned(store, "pair=love_hate", "vector=lexicon")
+
+
 def test_one_pair_has_no_scatter(store: Store, tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"id": "a", "positive": "So vast!", "negative": "So small."}\n')
     with pytest.raises(EmosteerError, match=r"vector\.method=lda needs the scatter of at least 2 pairs: give more in pair.path"):
@@ -333,8 +367,8 @@ def test_what_is_beside_the_replies_keeps_the_id(store: Store, override: str) ->
     ["seed=1", "layer=9", "coefficient=0.3", "coefficient=-0.2", "coefficient_unit=raw", "scope=all", "site=mlp",
      "intervention=set", "intervention=ablate", "decay=0.9",
      "model=qwen3", "model.dtype=bfloat16", "pair=love_hate", "prompts=confirmation", "prompts.limit=5", "vector=random",
-     "vector.reading=last_token", "vector=pca", "vector=grand_mean", "vector=neutral_projected",
-     "generation=sampled", "generation.max_new_tokens=61", "generation.min_new_tokens=1"],
+     "vector.reading=last_token", "vector=pca", "vector=grand_mean", "vector=neutral_projected", "vector=lexicon",
+     "vector=persona", "generation=sampled", "generation.max_new_tokens=61", "generation.min_new_tokens=1"],
 )  # fmt: skip
 def test_what_is_asked_of_the_replies_changes_the_id(store: Store, override: str) -> None:
     assert planned(store, override)[0].id != planned(store)[0].id

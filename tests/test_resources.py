@@ -23,6 +23,8 @@ from emosteer.records.cell import AttributionSpec, Cell, ModelSpec, VectorSpec
 from emosteer.records.claims import Claims
 from emosteer.records.store import Store
 from emosteer.resources import FACTS, Resources
+from emosteer.sources import persona_prompts
+from emosteer.vectors import METHODS, emotion_vector, mean_difference, quality, read_states, residual_norms
 
 PAIRS = [ContrastivePair("a", "We are so happy that you came!", "I am sad, because the rain took the garden.")]
 NEUTRAL = [NeutralText("a", "A train leaves the station at nine and arrives before noon.")]
@@ -85,6 +87,77 @@ def test_texts_are_read_once_for_all_sites_of_a_sweep(store: Store, cell: Cell) 
     for site, vector in found.items():
         assert vector.site == site
         torch.testing.assert_close(vector.directions, alone[site].directions, rtol=1e-4, atol=1e-5)
+
+
+MORE_PAIRS = [
+    *PAIRS,
+    ContrastivePair("b", "What a garden! We will dance all night.", "Nobody called, and the train left."),
+    ContrastivePair("c", "How kind a reply!", "Rain."),
+    ContrastivePair("d", "All of us are happy.", "The user is sad."),
+]
+
+
+def test_a_vectors_file_says_how_sure_it_is_without_reading_again(store: Store, cell: Cell, caplog: pytest.LogCaptureFixture) -> None:
+    sure = dataclasses.replace(cell, vector=VectorSpec("mean_difference", store.keep_texts(MORE_PAIRS)))
+    own = resources(store)
+    with forwards() as rows:
+        vector = own.vector(sure)
+    n_rows = sum(rows)
+    with forwards() as rows:
+        emotion_vector(own.model, MORE_PAIRS, residual_norms(own.model, NEUTRAL))
+    assert n_rows == sum(rows), "what tells how sure it is reads nothing"
+    facts = store.vector_facts(sure.vector_id)
+    found = quality(read_states(own.model, MORE_PAIRS), mean_difference)
+    assert found.split_half is not None
+    assert facts["n_pairs"] == 4
+    assert facts["split_half"] == pytest.approx(found.split_half, abs=1e-4)
+    assert facts["auc"] == pytest.approx(found.auc)
+    assert facts["pairs_needed"] == found.pairs_needed
+    assert facts["norm"] == pytest.approx(vector.directions.norm(dim=1).tolist())
+    assert facts["residual_norm"] == pytest.approx(vector.residual_norm.tolist())
+    low = [cosine for cosine in found.split_half if cosine is not None and cosine < 0.5]
+    assert low, "a model of noise"
+    assert f"cosine below 0.5 at {len(low)} of {BLOCKS} blocks (the least is {min(low):.2f})" in caplog.text
+
+
+def test_personas_come_from_the_store_as_prompts(store: Store, cell: Cell) -> None:
+    prompts = persona_prompts("joy", "sadness")[:8]
+    key, others = store.keep_texts(prompts), store.keep_texts(persona_prompts("fear", "anger")[:4])
+    spec = VectorSpec("grand_mean", key, source="persona", reading="assistant_prefix", others=(others,))
+    own = resources(store)
+    made = own.vector(dataclasses.replace(cell, vector=spec))
+    states = read_states(own.model, prompts, reading="assistant_prefix", others=[persona_prompts("fear", "anger")[:4]])
+    torch.testing.assert_close(made.directions, METHODS["grand_mean"](states), rtol=1e-4, atol=1e-5)
+
+
+def test_of_one_pair_nothing_is_computed_and_that_is_told(store: Store, cell: Cell, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        resources(store).vector(cell)
+    facts = store.vector_facts(cell.vector_id)
+    assert (facts["n_pairs"], facts["split_half"], facts["auc"], facts["pairs_needed"]) == (1, None, None, None)
+    assert f"vector {cell.vector_id} is of 1 pair(s): how sure its direction is cannot be computed" in caplog.text
+
+
+def test_a_vectors_file_says_how_it_lies_to_the_other_emotions(store: Store, cell: Cell) -> None:
+    own = resources(store)
+    assert cell.pair is not None
+    first = dataclasses.replace(cell, pair=dataclasses.replace(cell.pair, texts=store.keep_texts(PAIRS)))
+    texts = store.keep_texts(MORE_PAIRS[1:])
+    other = dataclasses.replace(
+        first, vector=VectorSpec("mean_difference", texts), pair=dataclasses.replace(cell.pair, name="other", texts=texts)
+    )
+    beside = [at_site(first, "mlp"), dataclasses.replace(first, vector=VectorSpec("pca", store.keep_texts(PAIRS))), first.control(0)]
+    made = [own.vector(one) for one in (first, *beside)]
+    expected = torch.cosine_similarity(own.vector(other).directions, made[0].directions)
+    assert store.vector_facts(first.vector_id)["cosine_to"] == {}
+    assert store.vector_facts(first.control(0).vector_id)["cosine_to"] == {}
+    found = store.vector_facts(other.vector_id)["cosine_to"]
+    assert list(found) == [first.vector_id], "of the same site, by the same method"
+    assert found[first.vector_id] == pytest.approx(expected.tolist(), abs=1e-5)
+    store.paths.vector(first.vector_id).write_bytes(b"damaged")
+    store.paths.vector(other.vector_id).unlink()
+    resources(store).vector(other)
+    assert store.vector_facts(other.vector_id)["cosine_to"] == {}
 
 
 def test_what_is_in_the_store_is_not_read_again(store: Store, cell: Cell) -> None:
@@ -248,7 +321,9 @@ def test_the_file_alone_tells_whose_vector_it_is(store: Store, cell: Cell) -> No
     path = store.paths.vector(cell.vector_id)
     facts = json.loads(path.with_suffix(".json").read_text())
     with safe_open(path, "pt") as file:
-        assert json.loads(file.metadata()[FACTS]) == facts
+        inside = json.loads(file.metadata()[FACTS])
+    assert {"id", "model", "site", "recipe", "pair", "neutral_texts"} <= set(inside)
+    assert inside == {key: facts[key] for key in inside}
     assert facts["id"] == cell.vector_id
     assert facts["model"] == cell.model.identity()
     assert facts["recipe"]["texts"] == cell.vector.texts  # type: ignore[union-attr]

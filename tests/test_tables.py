@@ -17,6 +17,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from emosteer.records.cell import CELL, Cell
+from emosteer.records.publish import publish_json
 from emosteer.records.store import Store
 from emosteer.records.sweep import Sweep
 from emosteer.tables import Tables, build
@@ -98,6 +99,20 @@ def test_a_row_says_what_its_cell_was(sweep: Sweep, store: Store) -> None:
     assert control["vector_method"] == "random"
     assert control["vector_id"] == cell.control(0).vector_id
     assert control[["pair", "target"]].isna().all()
+
+
+def test_a_row_says_how_sure_its_vector_is_at_its_block(sweep: Sweep, store: Store) -> None:
+    alone, both = made_up_cell(store), made_up_cell(store, layers=(1, 2))
+    facts = {"id": alone.vector_id, "split_half": [0.1, 0.2, 0.3, 0.4], "auc": [0.5, 0.6, None, 0.8]}
+    publish_json(store.paths.vector_facts(alone.vector_id), facts)
+    tables = run(sweep, [alone, both])
+    assert alone.layers == (2,)
+    assert row_of(tables, alone)["vector_split_half"] == 0.3
+    assert row_of(tables, alone)[["vector_auc"]].isna().all(), "told to have none"
+    for row in (row_of(tables, both), row_of(tables, alone.control(0))):
+        assert row[["vector_split_half", "vector_auc"]].isna().all()
+    store.paths.vector_facts(alone.vector_id).write_text("[]")
+    assert build(sweep).results["vector_split_half"].isna().all(), "a vector is whole without its facts"
 
 
 def test_replies_have_a_row_per_reply_and_the_baselines_once(sweep: Sweep, store: Store) -> None:

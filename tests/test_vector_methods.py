@@ -15,6 +15,7 @@ from tiny_models import BLOCKS, WIDTH, tiny_model
 from emosteer.datasets import ContrastivePair, NeutralText
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel
+from emosteer.sources import persona_prompts
 from emosteer.vectors import METHODS, States, emotion_vector, lda, logistic, mean_difference, neutral_projected, read_states
 from emosteer.vectors.methods import grand_mean, ledoit_wolf, pca
 
@@ -178,6 +179,24 @@ def test_the_other_emotions_are_read_one_by_one() -> None:
     fear = read_states(model, FEAR)
     expected = torch.stack([fear.positive[0], fear.negative[0], states.positive.mean(0), states.negative.mean(0)])
     torch.testing.assert_close(states.others, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reading", ["token_mean", "assistant_prefix"])
+def test_personas_by_hand(reading: str) -> None:
+    """Each prompt alone: the mean over the question's tokens, or the last token of all."""
+    model = tiny_model("llama")
+    prompts = persona_prompts("joy", "sadness")[:6]
+    states = []
+    for prompt in prompts:
+        tokens = model.dialogue.prompt(prompt.messages)
+        with torch.no_grad():
+            hidden = model.model(torch.tensor([tokens]), output_hidden_states=True).hidden_states[1:BLOCKS]  # the last one is normed
+        question = model.dialogue.asking(prompt.messages)
+        own = slice(question.start, question.stop) if reading == "token_mean" else slice(-1, None)
+        states.append(torch.stack([layer[0, own].mean(0) for layer in hidden]))
+    expected = torch.stack(states[0::2]).mean(0) - torch.stack(states[1::2]).mean(0)
+    made = emotion_vector(model, prompts, torch.ones(BLOCKS), reading=reading)
+    torch.testing.assert_close(made.directions[:-1], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_too_few_texts_are_refused() -> None:

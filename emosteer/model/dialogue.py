@@ -87,10 +87,32 @@ class Dialogue:
             EmosteerError: a template that changes the text, or no token of its own.
         """
         if at == "assistant_prefix":
-            tokens = self._tokens(self._render([{"role": "user", "content": text}], opens_reply=True))
-            return Reading(tokens, len(tokens) - 1, len(tokens))
+            return self.asking([{"role": "user", "content": text}], at)
         rendered, marked = (self._render([OPENING, {"role": "assistant", "content": content}]) for content in (text, MARK))
         own = self._locate(rendered, text, after=max(marked.find(MARK), 0))
+        return replace(own, start=own.stop - 1) if at == "last_token" else own
+
+    def asking(self, messages: Sequence[Message], at: str = "token_mean") -> Reading:
+        """A dialogue that ends with a question of the user's, with the span of tokens whose mean state stands for it.
+
+        Args:
+            messages: the last is the user's.
+            at: `token_mean`: the last message's own tokens, which follow what the system and others said before.
+                `last_token`: the last of those. `assistant_prefix`: the one after which the reply would begin, as for `reading`.
+
+        Raises:
+            EmosteerError: a template that takes no such messages, or changes the last one.
+        """
+        try:
+            rendered = self._render(messages, opens_reply=True)
+            marked = self._render([*messages[:-1], {**messages[-1], "content": MARK}], opens_reply=True)
+        except Exception as error:
+            # A template raises what it likes, for example of a system message.
+            raise EmosteerError(f"the chat template refuses {[m['role'] for m in messages]}: {error}") from error
+        if at == "assistant_prefix":
+            tokens = self._tokens(rendered)
+            return Reading(tokens, len(tokens) - 1, len(tokens))
+        own = self._locate(rendered, messages[-1]["content"], after=max(marked.find(MARK), 0))
         return replace(own, start=own.stop - 1) if at == "last_token" else own
 
     def reply(self, tokens: Sequence[int]) -> str:

@@ -64,7 +64,7 @@ class VectorSpec:
 
     method: str
     texts: str = ""
-    """Digest of the contrastive pairs; empty for a random direction."""
+    """Digest of the texts that it is made of; empty for a random direction."""
     seed: int = 0
     index: int = 0
     """Of a random direction: which one."""
@@ -76,6 +76,8 @@ class VectorSpec:
     """Of a method of the user's own (or, for a random direction, of `like_method`)."""
     reading: str = VectorConfig.reading
     """Which state stands for a text."""
+    source: str = VectorConfig.source
+    """Where the texts come from: contrastive pairs, or what stands in for them."""
     components: int = VectorConfig.components
     """How many principal components of the neutral texts `neutral_projected` takes out."""
     others: tuple[str, ...] = ()

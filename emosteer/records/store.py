@@ -292,6 +292,17 @@ class Store:
             return None
         return scores
 
+    def vector_facts(self, vector_id: str) -> dict[str, Any]:
+        """What is told of a stored vector; nothing where that is missing or damaged: a vector is whole without it."""
+        try:
+            return dict(read_json(self.paths.vector_facts(vector_id)) or {})
+        except (ValueError, TypeError):
+            return {}
+
+    def vector_ids(self) -> list[str]:
+        """The vectors that are there."""
+        return sorted(path.stem for path in self.paths.kinds["vectors"].glob("[!.]*.json"))
+
     def attribution_summary(self, key: str) -> dict[str, Any] | None:
         """The summary of a stored attribution, or None; one that is damaged, or whose scores are, is put aside with them."""
         directory, path = self.paths.attribution(key), self.paths.attribution_summary(key)

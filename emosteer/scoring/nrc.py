@@ -59,6 +59,11 @@ def _lexicon() -> Mapping[str, tuple[str, ...]]:
     return {word: tuple(c for c in CATEGORIES if c in tags) for word, tags in tags_of.items()}
 
 
+def words_of(category: str) -> list[str]:
+    """The lexicon's words of a category, lower-cased, in alphabetical order."""
+    return sorted(word for word, categories in _lexicon().items() if category in categories)
+
+
 @lru_cache(maxsize=65536)
 def _categories(word: str, lemmatise: bool) -> tuple[str, ...]:
     form = without_clitics(word).lower()

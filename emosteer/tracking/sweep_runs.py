@@ -38,6 +38,7 @@ AXES: dict[str, type] = {
     "vector_id": str,
     "vector_method": str,
     "vector_reading": str,
+    "vector_source": str,
     "site": str,
     "layer": int,
     "layers": str,

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from emosteer.config import VectorConfig
-from emosteer.datasets import ContrastivePair, NeutralText
+from emosteer.datasets import ContrastivePair, NeutralText, Prompt
 from emosteer.dotted import find_vector_method
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel
 from emosteer.vectors.methods import METHODS, States
+from emosteer.vectors.quality import Quality, quality
 from emosteer.vectors.reading import token_means
 from emosteer.vectors.vector import EmotionVector, checked
 
@@ -20,23 +21,28 @@ OwnMethod = Callable[..., Tensor]
 """A user's own: makes directions [block, width] of a model, contrastive pairs and a site, and of a `reading` where it takes one."""
 
 
+Contrast = Sequence[ContrastivePair] | Sequence[Prompt]
+"""Pairs of texts; or prompts, a positive and a negative one in turn, that are read as they would be before their reply."""
+
+
 def emotion_vector(
     model: LanguageModel,
-    pairs: Sequence[ContrastivePair],
+    pairs: Contrast,
     residual_norm: Tensor,
     method: str = "mean_difference",
     site: str = "residual",
     reading: str = VectorConfig.reading,
     *,
-    others: Sequence[Sequence[ContrastivePair]] = (),
+    others: Sequence[Contrast] = (),
     neutral: Sequence[NeutralText] = (),
     components: int = VectorConfig.components,
+    told: Callable[[Quality], None] | None = None,
 ) -> EmotionVector:
     """Build an emotion vector by a named method.
 
     Args:
         model: the language model.
-        pairs: texts that tell two emotions apart.
+        pairs: what tells two emotions apart; only contrastive pairs for a method of the user's own.
         residual_norm: the model's [block], from `residual_norms`.
         method: a name in `METHODS`, or the dotted path of a function.
         site: whose output is read.
@@ -44,6 +50,7 @@ def emotion_vector(
         others: of `grand_mean`: the pairs of each further two emotions.
         neutral: of `neutral_projected`: texts without emotion.
         components: of `neutral_projected`: how many of their principal components are taken out.
+        told: is given how sure the direction is, which takes some times as long as to find it; not of a method of the user's own.
 
     Raises:
         EmosteerError: unknown method, texts that it lacks, or a vector of another shape, not finite, or without length at some block.
@@ -58,20 +65,21 @@ def emotion_vector(
             neutral=neutral if method == "neutral_projected" else (),
             components=components,
         )
-        directions = METHODS[method](states)
-    else:
-        asked = {} if reading == VectorConfig.reading else {"reading": reading}
-        directions = find_method(method, reading)(model, pairs, site, **asked)
-    return checked(EmotionVector(directions, residual_norm, site))
+        vector = checked(EmotionVector(METHODS[method](states), residual_norm, site))
+        if told is not None:
+            told(quality(states, METHODS[method]))
+        return vector
+    asked = {} if reading == VectorConfig.reading else {"reading": reading}
+    return checked(EmotionVector(find_method(method, reading)(model, pairs, site, **asked), residual_norm, site))
 
 
 def read_states(
     model: LanguageModel,
-    pairs: Sequence[ContrastivePair],
+    pairs: Contrast,
     site: str = "residual",
     reading: str = VectorConfig.reading,
     *,
-    others: Sequence[Sequence[ContrastivePair]] = (),
+    others: Sequence[Contrast] = (),
     neutral: Sequence[NeutralText] = (),
     components: int = VectorConfig.components,
 ) -> States:
@@ -81,15 +89,19 @@ def read_states(
         EmosteerError: states that are not finite.
     """
 
-    def read(texts: Sequence[str]) -> Tensor:
-        means = token_means(model, [model.dialogue.reading(text, reading) for text in texts], site)
+    def read(texts: Sequence[str | Prompt]) -> Tensor:
+        found = [
+            model.dialogue.asking(text.messages, reading) if isinstance(text, Prompt) else model.dialogue.reading(text, reading)
+            for text in texts
+        ]
+        means = token_means(model, found, site)
         if bad := torch.nonzero(~means.isfinite().all(dim=2).all(dim=0)).flatten().tolist():
             raise EmosteerError(f"{model.name}: activations at blocks {bad} are not finite numbers; try model.dtype=float32")
         return means
 
-    groups = [pairs, *others]
-    means = read([text for group in groups for pair in group for text in (pair.positive, pair.negative)])
-    own, *further = torch.split(means, [2 * len(group) for group in groups])
+    groups = [_in_turn(group) for group in (pairs, *others)]
+    means = read([text for group in groups for text in group])
+    own, *further = torch.split(means, [len(group) for group in groups])
     return States(
         own[0::2],
         own[1::2],
@@ -97,6 +109,14 @@ def read_states(
         read([text.text for text in neutral]) if neutral else None,
         components,
     )
+
+
+def _in_turn(contrast: Contrast) -> list[str | Prompt]:
+    """A positive and a negative text in turn."""
+    texts: list[str | Prompt] = []
+    for one in contrast:
+        texts += [one] if isinstance(one, Prompt) else [one.positive, one.negative]
+    return texts
 
 
 def find_method(name: str, reading: str = VectorConfig.reading) -> OwnMethod:

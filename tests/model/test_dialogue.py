@@ -114,6 +114,24 @@ def test_the_assistant_prefix_is_where_the_reply_to_the_text_begins(dialogue: Di
     assert dialogue.tokenizer.decode(reading.tokens[reading.start :]) in ("<|assistant|>", ":")
 
 
+def test_a_question_under_an_instruction(dialogue: Dialogue) -> None:
+    """The question's own tokens, also where its words stand in the instruction; and the token before the reply."""
+    messages = [{"role": "system", "content": "And now? Be kind."}, {"role": "user", "content": "And now?"}]
+    prompt, decode = dialogue.prompt(messages), dialogue.tokenizer.decode
+    whole, last, prefix = (dialogue.asking(messages, at) for at in ("token_mean", "last_token", "assistant_prefix"))
+    assert whole.tokens == last.tokens == prefix.tokens == prompt
+    assert decode(prompt[whole.start : whole.stop]).strip() == "And now?"
+    assert "Be kind." in decode(prompt[: whole.start])
+    assert (last.start, last.stop) == (whole.stop - 1, whole.stop)
+    assert (prefix.start, prefix.stop) == (len(prompt) - 1, len(prompt))
+
+
+def test_a_template_without_system_messages_is_told() -> None:
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}{{ 'Hm' }}"
+    with pytest.raises(EmosteerError, match=r"the chat template refuses \['system', 'user'\]: System role not supported"):
+        with_template(refusing).asking([{"role": "system", "content": "Be kind."}, {"role": "user", "content": "And now?"}])
+
+
 @pytest.mark.real_model
 @pytest.mark.parametrize("text", TEXTS)
 def test_a_readings_span_in_the_real_template(smollm2: LanguageModel, text: str) -> None:

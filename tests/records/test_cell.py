@@ -83,6 +83,7 @@ MATTERS: dict[str, Change] = {
     "contrastive pairs": changed(vector=VectorSpec("mean_difference", "pairs-3")),
     "vector method": changed(vector=VectorSpec("random")),
     "reading": changed(vector=VectorSpec("mean_difference", "pairs-1", reading="last_token")),
+    "source": changed(vector=VectorSpec("mean_difference", "pairs-1", source="lexicon")),
     "components": changed(vector=VectorSpec("mean_difference", "pairs-1", components=3)),
     "other emotions": changed(vector=VectorSpec("mean_difference", "pairs-1", others=("pairs-2",))),
     "random direction": changed(vector=VectorSpec("random", index=1)),
