@@ -212,6 +212,7 @@ class Resources:
             "block_scores_low": certainty.low.tolist(),
             "block_scores_high": certainty.high.tolist(),
             "first_share": certainty.first_share.tolist(),
+            "by_role": {site: {role: one.mean(0).tolist() for role, one in own.items()} for site, own in found.by_role().items()},
             "no_heads": found.no_heads,
             "check": [agreement.to_json() for agreement in checked_by],
             "seconds": round(seconds, 3),

@@ -29,7 +29,7 @@ from torch import Tensor
 from emosteer.attribution.case import MIN_PAIRS, Case, metric
 from emosteer.attribution.graph import checkpointed, frozen
 from emosteer.attribution.runs import Plan, Run, plan, runs_of, scored_places
-from emosteer.attribution.scores import ADDING_SITES, SITES, Attribution
+from emosteer.attribution.scores import ADDING_SITES, ROLES, SITES, Attribution
 from emosteer.errors import EmosteerError
 from emosteer.model.anatomy import BEFORE, HEAD
 from emosteer.model.batches import Progress, run_in_batches, silent
@@ -258,8 +258,17 @@ def _gather(scores: dict[str, _Scores], cases: Sequence[Case], aligned: Sequence
         residual_by_position=by_position["residual"],
         embeddings_by_position=by_position[BEFORE][:, 0],
         added_by_position={site: by_position[site] for site in ADDING_SITES},
+        roles=_roles(aligned),
         no_heads=no_heads,
     )
+
+
+def _roles(cases: Sequence[Case]) -> Tensor | None:
+    if not all(case.roles for case in cases):
+        return None
+    longest = max(len(case.clean) for case in cases)
+    rows = [[-1] * (longest - len(case.clean)) + [ROLES.index(role) for role in case.roles] for case in cases]
+    return torch.tensor(rows, dtype=torch.int8)
 
 
 def _side_by_side(scores: Sequence[Tensor], cases: Sequence[Case]) -> Tensor:

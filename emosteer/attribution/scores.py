@@ -15,6 +15,10 @@ ADDING_SITES = ("attention", "mlp")
 SITES = ("residual", *ADDING_SITES)
 
 
+ROLES = ("template", "system", "user", "assistant")
+"""Whose a token is; the assistant's is the beginning that is put into its mouth."""
+
+
 @dataclass(frozen=True)
 class Certainty:
     """How sure a ranking of blocks is, by the bootstrap over prompt pairs (Efron 1979): they are drawn anew, with replacement."""
@@ -51,6 +55,8 @@ class Attribution:
     """What enters block 0 [aligned pair, position]. None in attributions of before emosteer scored it."""
     added_by_position: dict[str, Tensor] = field(default_factory=dict)
     """What attention and mlp add [aligned pair, block, position]; summed over positions it is `everywhere`. Empty in older ones."""
+    roles: Tensor | None = None
+    """Whose a position is [aligned pair, position], by its place in `ROLES`; -1 before a prompt. None where that is not known."""
     no_heads: str = ""
     """Why there are no scores of heads, where there are none."""
 
@@ -100,6 +106,8 @@ class Attribution:
         named |= {f"everywhere.{site}": scores for site, scores in self.everywhere.items()}
         named |= {"residual_by_position": self.residual_by_position}
         named |= {f"{site}_by_position": scores for site, scores in self.added_by_position.items()}
+        if self.roles is not None:
+            named["roles"] = self.roles
         if self.embeddings_by_position is not None:
             named["embeddings_by_position"] = self.embeddings_by_position
         named |= {"metric.clean": self.metric_clean, "metric.corrupted": self.metric_corrupted}
@@ -121,6 +129,7 @@ class Attribution:
             residual_by_position=tensors["residual_by_position"],
             embeddings_by_position=tensors.get("embeddings_by_position"),
             added_by_position={site: tensors[f"{site}_by_position"] for site in ADDING_SITES if f"{site}_by_position" in tensors},
+            roles=tensors.get("roles"),
             no_heads=no_heads,
         )
 
@@ -133,6 +142,20 @@ class Attribution:
         if self.embeddings_by_position is None:
             raise EmosteerError("this attribution is older than scores of the embeddings: run it again, with mode=force")
         return torch.cat([self.embeddings_by_position[:, None], self.residual_by_position[:, :-1]], dim=1)
+
+    def by_role(self) -> dict[str, dict[str, Tensor]]:
+        """Site -> role -> scores summed over that role's positions [aligned pair, block]; nothing where roles are not known.
+
+        Sites are attention, mlp, residual, and the embeddings, which have one block.
+        """
+        if self.roles is None or self.embeddings_by_position is None:
+            return {}
+        sites = {"embeddings": self.embeddings_by_position[:, None], **self.added_by_position, "residual": self.residual_by_position}
+        own = {role: (self.roles == number)[:, None] for number, role in enumerate(ROLES)}
+        return {
+            site: {role: scores.where(mask, 0.0).sum(-1) for role, mask in own.items() if bool(mask.any())}
+            for site, scores in sites.items()
+        }
 
     def residual_profile(self) -> Tensor:
         """The residual stream's scores by position from the end, mean over the pairs that reach it: [block, position]."""
