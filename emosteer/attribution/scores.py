@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from emosteer.config import DIRECTIONS
 from emosteer.errors import EmosteerError
 from emosteer.model.anatomy import HEAD
 
@@ -15,6 +16,9 @@ ADDING_SITES = ("attention", "mlp")
 SITES = ("residual", *ADDING_SITES)
 
 
+DENOISING, NOISING = DIRECTIONS
+"""From the clean run into the corrupted one, which shows what suffices, and the way back, which shows what is needed (Heimersheim
+and Nanda 2024)."""
 ROLES = ("template", "system", "user", "assistant")
 """Whose a token is; the assistant's is the beginning that is put into its mouth."""
 
@@ -33,7 +37,9 @@ class Certainty:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Scores in units of the metric (nats): how much it would rise if the component had its clean activation.
+    """Scores in units of the metric (nats): how much it would rise if the component had its clean activation in the corrupted run.
+
+    With the direction noising: how much it would fall if the component had its corrupted activation in the clean run.
 
     Metric: log p(expressive words) - log p(counterpart words) as the next token. Positive scores carry the expression.
     """
@@ -57,6 +63,8 @@ class Attribution:
     """What attention and mlp add [aligned pair, block, position]; summed over positions it is `everywhere`. Empty in older ones."""
     roles: Tensor | None = None
     """Whose a position is [aligned pair, position], by its place in `ROLES`; -1 before a prompt. None where that is not known."""
+    direction: str = DENOISING
+    """denoising or noising."""
     no_heads: str = ""
     """Why there are no scores of heads, where there are none."""
 
@@ -115,7 +123,12 @@ class Attribution:
 
     @classmethod
     def from_tensors(
-        cls, tensors: dict[str, Tensor], pair_ids: tuple[str, ...], aligned_ids: tuple[str, ...], no_heads: str = ""
+        cls,
+        tensors: dict[str, Tensor],
+        pair_ids: tuple[str, ...],
+        aligned_ids: tuple[str, ...],
+        no_heads: str = "",
+        direction: str = DENOISING,
     ) -> Attribution:
         """The inverse of `tensors`; what older attributions lack is absent."""
         heads = (HEAD,) if f"last.{HEAD}" in tensors else ()
@@ -130,6 +143,7 @@ class Attribution:
             embeddings_by_position=tensors.get("embeddings_by_position"),
             added_by_position={site: tensors[f"{site}_by_position"] for site in ADDING_SITES if f"{site}_by_position" in tensors},
             roles=tensors.get("roles"),
+            direction=direction,
             no_heads=no_heads,
         )
 

@@ -429,6 +429,31 @@ def test_too_few_aligned_pairs() -> None:
         attribute(model, nine_cases(), steps=0)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_noising_is_the_way_back(steps: int) -> None:
+    model, cases = tiny_model("llama"), with_head(nine_cases())
+    found, forth = attribute(model, cases, steps, direction="noising"), attribute(model, cases, steps)
+    assert (found.direction, forth.direction) == ("noising", "denoising")
+    torch.testing.assert_close(found.metric_clean, forth.metric_clean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.metric_corrupted, forth.metric_corrupted, atol=1e-4, rtol=1e-4)
+    for row, case in enumerate(cases):
+        # With the prompts exchanged: (corrupted - clean) . gradient at the clean run. The metric falls by it, so its sign is turned.
+        back = products_by_hand(model, "llama", replace(case, clean=case.corrupted, corrupted=case.clean), steps)
+        for layer in range(BLOCKS):
+            for site in ("attention", "mlp"):
+                assert found.last[site][row, layer] == pytest.approx(-float(back[site, layer][-1]), abs=1e-4, rel=1e-3)
+                assert found.everywhere[site][row, layer] == pytest.approx(-float(back[site, layer].sum()), abs=1e-4, rel=1e-3)
+    with pytest.raises(EmosteerError, match=r"attribution\.direction=back: choose one of denoising, noising"):
+        attribute(model, cases, direction="back")
+
+
+def test_noising_of_a_linear_model_is_checked_in_its_own_direction() -> None:
+    model, cases = linear_model(), nine_cases(words=1)
+    found = attribute(model, cases, direction="noising")
+    for one in check(model, cases, found, 2):
+        assert one.attributed == pytest.approx(one.exact, abs=1e-4)
+
+
 # --- exact patching
 
 
@@ -680,13 +705,14 @@ def test_residual_profile_is_over_the_pairs_that_reach() -> None:
 def test_tensors_round_trip(is_old: bool, tmp_path: Path) -> None:
     """An attribution of before heads, embeddings and roles reads too."""
     cases = [replace(case, roles=("user",) * len(case.clean)) for case in nine_cases()]
-    found = small_attribution() if is_old else attribute(tiny_model("llama"), [*cases, unaligned_case(20)])
+    found = small_attribution() if is_old else attribute(tiny_model("llama"), [*cases, unaligned_case(20)], direction="noising")
     save_file(found.tensors(), tmp_path / "scores.safetensors")
-    back = Attribution.from_tensors(load_file(tmp_path / "scores.safetensors"), found.pair_ids, found.aligned_ids)
+    facts = () if is_old else ("", "noising")
+    back = Attribution.from_tensors(load_file(tmp_path / "scores.safetensors"), found.pair_ids, found.aligned_ids, *facts)
     assert (back.pair_ids, back.aligned_ids, back.n_dropped) == (found.pair_ids, found.aligned_ids, 1)
     for name, tensor in found.tensors().items():
         torch.testing.assert_close(back.tensors()[name], tensor, rtol=0, atol=0, equal_nan=True)
-    assert (set(back.tensors()), back.no_heads) == (set(found.tensors()), "")
+    assert (set(back.tensors()), back.no_heads, back.direction) == (set(found.tensors()), "", found.direction)
     for field in ("metric_clean", "metric_corrupted", "residual_by_position"):
         torch.testing.assert_close(getattr(back, field), getattr(found, field), rtol=0, atol=0, equal_nan=True)
     for site in SITES:
