@@ -124,7 +124,9 @@ def load_prompts(prompts: Prompts, limit: int | None = None) -> list[Prompt]:
     return found[:limit]
 
 
-def attribute(model: LanguageModel, pairs: str | Path | Iterable[DiagnosticPair], *, steps: int | None = None) -> Attribution:
+def attribute(
+    model: LanguageModel, pairs: str | Path | Iterable[DiagnosticPair], *, steps: int | None = None, direction: str = "denoising"
+) -> Attribution:
     """Find by attribution patching which blocks decide an emotional expression; `.ranking()` names them, first the largest.
 
     Scores are in nats of the metric, log p(expressive words) - log p(counterpart words) as the next token.
@@ -134,12 +136,13 @@ def attribute(model: LanguageModel, pairs: str | Path | Iterable[DiagnosticPair]
         model: the language model.
         pairs: the name of a shipped emotion pair (`joy_sadness`), a file of diagnostic pairs, or a list of them.
         steps: gradients averaged between the corrupted and the clean run; None takes 1 at the last position, 5 elsewhere.
+        direction: denoising (clean activations into the corrupted run) or noising (corrupted ones into the clean run).
 
     Raises:
         EmosteerError: unusable pairs, or fewer than 8 that are aligned under the model's tokenizer.
     """
     cases = attribution.prepare(model, _items("diagnostics", pairs, DiagnosticPair, datasets.load_diagnostic_pairs))
-    return attribution.attribute(model, cases, steps)
+    return attribution.attribute(model, cases, steps, direction=direction)
 
 
 def build_vector(

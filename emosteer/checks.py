@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from emosteer.config import (
+    DIRECTIONS,
     EFFECTS,
     ENGINE_PATHS,
     INTERVENTIONS,
@@ -170,6 +171,7 @@ def check_values(config: Config) -> None:
         ("vector.reading", config.vector.reading, READINGS),
         ("tracking.name", config.tracking.name, TRACKERS),
         ("tracking.mode", config.tracking.mode, TRACKING_MODES),
+        ("attribution.direction", config.attribution.direction, DIRECTIONS),
         ("attribution.method", config.attribution.method, ("attribution_patching", "none")),
     ):
         if value not in valid:

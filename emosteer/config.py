@@ -15,6 +15,7 @@ from omegaconf import MISSING
 SCOPES = ("generated", "prompt", "all")
 INTERVENTIONS = ("add", "set", "ablate")
 SITES = ("residual", "attention", "mlp")
+DIRECTIONS = ("denoising", "noising")
 UNITS = ("fraction", "raw")
 MODES = ("reuse", "retry", "force")
 VECTOR_METHODS = ("mean_difference", "grand_mean", "pca", "logistic", "lda", "neutral_projected", "random")
@@ -135,6 +136,8 @@ class AttributionConfig:
     """attribution_patching or none."""
     steps: int | None = None
     """Gradients averaged on the way from the corrupted to the clean run; null means 1 at the last position, 5 elsewhere."""
+    direction: str = "denoising"
+    """denoising, clean activations into the corrupted run, shows what suffices; noising, the way back, shows what is needed."""
     blocks: int = 1
     """How many of the blocks ranked first `layer=auto` takes."""
     check: int = 5

@@ -228,7 +228,8 @@ class Resources:
         started = time.perf_counter()
         cases = prepare(self.model, self.store.diagnostic_pairs(cell.attribution.diagnostics))
         on_progress = self._telling(f"attribution patching of {_pair_name(cell)}", "pairs")
-        found = attribute(self.model, cases, cell.attribution.config.steps, on_progress)
+        config = cell.attribution.config
+        found = attribute(self.model, cases, config.steps, on_progress, direction=config.direction)
         key = cell.attribution_id
         seconds = time.perf_counter() - started
         checked_by = self._check(cell, cases, found)
@@ -239,6 +240,7 @@ class Resources:
             "scores_sha256": hashlib.sha256(scores).hexdigest(),
             "model": self.model.name,
             "pair": cell.pair.name,
+            "direction": found.direction,
             "metric": "log p(expressive words) - log p(counterpart words) as the next token, in nats",
             "position": "the last prompt position, unless a score's name says otherwise",
             "pair_ids": list(found.pair_ids),
@@ -251,6 +253,7 @@ class Resources:
             "block_scores_low": certainty.low.tolist(),
             "block_scores_high": certainty.high.tolist(),
             "first_share": certainty.first_share.tolist(),
+            "by_role": {site: {role: one.mean(0).tolist() for role, one in own.items()} for site, own in found.by_role().items()},
             "no_heads": found.no_heads,
             "check": [agreement.to_json() for agreement in checked_by],
             "seconds": round(seconds, 3),

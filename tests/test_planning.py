@@ -95,6 +95,8 @@ BAD = {
     "generation.top_p=1.5": "generation.top_p=1.5: give a number above 0 and at most 1",
     "controls.random=-1": "controls.random=-1: give a whole number of at least 0",
     "attribution.blocks=0": "attribution.blocks=0: give a whole number of at least 1",
+    "attribution.direction=back": "attribution.direction=back: choose one of denoising, noising",
+    "attribution.check=-1": "attribution.check=-1: give a whole number of at least 0",
     "attribution.steps=0": "attribution.steps=0: give a whole number of at least 1",
     "statistics.n_resamples=0": "statistics.n_resamples=0: give a whole number of at least 1",
     "statistics.equivalence.perplexity_ratio=0.9": "statistics.equivalence.perplexity_ratio=0.9: give a number above 1",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from emosteer.datasets import DiagnosticPair, Prompt
+from emosteer.datasets import DiagnosticPair
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel
 from emosteer.model.prefix import common_beginning
@@ -27,6 +27,12 @@ class Case:
     corrupted: tuple[int, ...]
     expressive: tuple[int, ...]
     counterpart: tuple[int, ...]
+    roles: tuple[str, ...] = ()
+    """Whose each token of the clean prompt is; empty where that is not known."""
+
+    def swapped(self) -> Case:
+        """With the two prompts and the two word lists exchanged: what is clean into corrupted here is the way back there."""
+        return replace(self, clean=self.corrupted, corrupted=self.clean, expressive=self.counterpart, counterpart=self.expressive)
 
     @property
     def is_aligned(self) -> bool:
@@ -81,12 +87,9 @@ def _case(model: LanguageModel, pair: DiagnosticPair) -> Case:
     if shared := set(expressive) & set(counterpart):
         words = [model.dialogue.tokenizer.decode([token]) for token in shared]
         raise EmosteerError(f"diagnostic pair {pair.id}: both word lists have words that begin with the token {words}")
-    return Case(pair.id, _prompt(model, pair.clean, pair), _prompt(model, pair.corrupted, pair), expressive, counterpart)
-
-
-def _prompt(model: LanguageModel, text: str, pair: DiagnosticPair) -> tuple[int, ...]:
-    message = Prompt(pair.id, text, "", ({"role": "user", "content": text},))
-    return model.dialogue.prompt(message.messages, pair.reply_prefix)
+    clean, corrupted = (({"role": "user", "content": text},) for text in (pair.clean, pair.corrupted))
+    prompts = [model.dialogue.prompt(messages, pair.reply_prefix) for messages in (clean, corrupted)]
+    return Case(pair.id, prompts[0], prompts[1], expressive, counterpart, model.dialogue.roles(clean, pair.reply_prefix))
 
 
 def _first_tokens(model: LanguageModel, pair: DiagnosticPair, words: Sequence[str]) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from emosteer.attribution.case import Case
 from emosteer.attribution.exact import ALL, LAST, patch_components
-from emosteer.attribution.scores import ADDING_SITES, Attribution
+from emosteer.attribution.scores import ADDING_SITES, NOISING, Attribution
 from emosteer.model.anatomy import HEAD
 from emosteer.model.batches import Progress, silent
 from emosteer.model.language_model import LanguageModel
@@ -85,7 +85,7 @@ def check(model: LanguageModel, cases: Sequence[Case], found: Attribution, k: in
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randperm(len(found.aligned_ids), generator=generator)[:N_PAIRS].tolist()
     ids = [found.aligned_ids[row] for row in sorted(drawn)]
-    by_id = {case.id: case for case in cases}
+    by_id = {case.id: case.swapped() if found.direction == NOISING else case for case in cases}
     sample = [by_id[name] for name in ids]
     agreements = []
     for at in (LAST, ALL) if k else ():

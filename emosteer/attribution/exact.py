@@ -38,14 +38,16 @@ CASE_TOKENS = 64
 """Of the cases that are read together, behind what is read before; each stands there once for every component."""
 
 
-def patch_exactly(model: LanguageModel, cases: Sequence[Case], site: str, at: str = LAST, on_progress: Progress = silent) -> Tensor:
+def patch_exactly(
+    model: LanguageModel, cases: Sequence[Case], site: str, at: str | int = LAST, on_progress: Progress = silent
+) -> Tensor:
     """Scores of one site at every block [case, block], of heads [case, block, head], in units of the metric.
 
     Args:
         model: the language model.
         cases: aligned ones, unless `at` is the last position.
         site: residual, attention or mlp, before (the residual stream before the block) or head.
-        at: `last` (position), `all` positions at once, or each case's `first_difference`.
+        at: `last` (position), `all` positions at once, each case's `first_difference`, or a position counted from the end (-1).
         on_progress: told the scores that are there; each takes a row of a run.
 
     Raises:
@@ -59,7 +61,7 @@ def patch_exactly(model: LanguageModel, cases: Sequence[Case], site: str, at: st
 
 
 def patch_components(
-    model: LanguageModel, cases: Sequence[Case], components: Sequence[Component], at: str = LAST, on_progress: Progress = silent
+    model: LanguageModel, cases: Sequence[Case], components: Sequence[Component], at: str | int = LAST, on_progress: Progress = silent
 ) -> Tensor:
     """Scores of some components [case, component], each patched alone, in units of the metric.
 
@@ -69,7 +71,7 @@ def patch_components(
         model: the language model.
         cases: aligned ones, unless `at` is the last position.
         components: a site at a block each, as of `patch_exactly`; of heads with the head's number.
-        at: `last` (position), `all` positions at once, or each case's `first_difference`.
+        at: `last` (position), `all` positions at once, each case's `first_difference`, or a position counted from the end (-1).
         on_progress: told the scores that are there; each takes a row of a run.
 
     Raises:
@@ -103,7 +105,7 @@ def patch_components(
 
 @torch.no_grad()
 def _scores(
-    model: LanguageModel, cases: Sequence[Case], clean: Run, corrupted: Run, components: Sequence[Component], at: str
+    model: LanguageModel, cases: Sequence[Case], clean: Run, corrupted: Run, components: Sequence[Component], at: str | int
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Numbers and scores [case, component] of as many components as go together, and then of the next."""
     kept: dict[Place, Tensor] = {}
@@ -191,10 +193,12 @@ def _own(model: LanguageModel, states: Tensor, component: Component) -> Tensor:
     return states if len(component) == 2 else parted(states, model.anatomy.n_heads)[..., component[2], :]
 
 
-def _put(states: Tensor, clean: Tensor, cases: Sequence[Case], at: str) -> None:
+def _put(states: Tensor, clean: Tensor, cases: Sequence[Case], at: str | int) -> None:
     """Put clean activations into rows of the corrupted run [case, position, width], in place."""
     if at == ALL:
         states.copy_(clean)
+    elif isinstance(at, int):
+        states[:, at] = clean[:, at]
     elif at == LAST:
         states[:, -1] = clean[:, -1]
     else:

@@ -29,7 +29,8 @@ from torch import Tensor
 from emosteer.attribution.case import MIN_PAIRS, Case, metric
 from emosteer.attribution.graph import checkpointed, frozen
 from emosteer.attribution.runs import Plan, Run, plan, runs_of, scored_places
-from emosteer.attribution.scores import ADDING_SITES, SITES, Attribution
+from emosteer.attribution.scores import ADDING_SITES, DENOISING, NOISING, ROLES, SITES, Attribution
+from emosteer.config import DIRECTIONS
 from emosteer.errors import EmosteerError
 from emosteer.model.anatomy import BEFORE, HEAD
 from emosteer.model.batches import Progress, run_in_batches, silent
@@ -50,6 +51,7 @@ def attribute(
     steps: int | None = None,
     on_progress: Progress = silent,
     checkpoints: bool | None = None,
+    direction: str = DENOISING,
 ) -> Attribution:
     """Score the residual stream, attention, MLP and, where they can be told, heads of every block, and the embeddings.
 
@@ -59,10 +61,16 @@ def attribute(
         steps: gradients averaged between the corrupted and the clean run; None takes 1 at the last position, 5 elsewhere.
         on_progress: told the cases that are done, and how many there are.
         checkpoints: whether each block is computed again for the backward pass, to hold less memory; None where that is needed.
+        direction: denoising, clean activations into the corrupted run; or noising, the way back.
 
     Raises:
         EmosteerError: fewer than 8 pairs are aligned under the model's tokenizer, or `steps` is less than 1.
     """
+    if direction not in DIRECTIONS:
+        raise EmosteerError(f"attribution.direction={direction}: choose one of {', '.join(DIRECTIONS)}")
+    if direction == NOISING:
+        back = attribute(model, [case.swapped() for case in cases], steps, on_progress, checkpoints)
+        return replace(back, direction=NOISING, metric_clean=-back.metric_corrupted, metric_corrupted=-back.metric_clean)
     if steps is not None and steps < 1:
         raise EmosteerError(f"attribution.steps={steps}: give at least 1, or null for the default")
     aligned = [case for case in cases if case.is_aligned]
@@ -258,8 +266,17 @@ def _gather(scores: dict[str, _Scores], cases: Sequence[Case], aligned: Sequence
         residual_by_position=by_position["residual"],
         embeddings_by_position=by_position[BEFORE][:, 0],
         added_by_position={site: by_position[site] for site in ADDING_SITES},
+        roles=_roles(aligned),
         no_heads=no_heads,
     )
+
+
+def _roles(cases: Sequence[Case]) -> Tensor | None:
+    if not all(case.roles for case in cases):
+        return None
+    longest = max(len(case.clean) for case in cases)
+    rows = [[-1] * (longest - len(case.clean)) + [ROLES.index(role) for role in case.roles] for case in cases]
+    return torch.tensor(rows, dtype=torch.int8)
 
 
 def _side_by_side(scores: Sequence[Tensor], cases: Sequence[Case]) -> Tensor:

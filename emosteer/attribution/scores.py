@@ -7,12 +7,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from emosteer.config import DIRECTIONS
 from emosteer.errors import EmosteerError
 from emosteer.model.anatomy import HEAD
 
 ADDING_SITES = ("attention", "mlp")
 """The sites that add to the residual stream, which is only their sum."""
 SITES = ("residual", *ADDING_SITES)
+
+
+DENOISING, NOISING = DIRECTIONS
+"""From the clean run into the corrupted one, which shows what suffices, and the way back, which shows what is needed (Heimersheim
+and Nanda 2024)."""
+ROLES = ("template", "system", "user", "assistant")
+"""Whose a token is; the assistant's is the beginning that is put into its mouth."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,9 @@ class Certainty:
 
 @dataclass(frozen=True)
 class Attribution:
-    """Scores in units of the metric (nats): how much it would rise if the component had its clean activation.
+    """Scores in units of the metric (nats): how much it would rise if the component had its clean activation in the corrupted run.
+
+    With the direction noising: how much it would fall if the component had its corrupted activation in the clean run.
 
     Metric: log p(expressive words) - log p(counterpart words) as the next token. Positive scores carry the expression.
     """
@@ -51,6 +61,10 @@ class Attribution:
     """What enters block 0 [aligned pair, position]. None in attributions of before emosteer scored it."""
     added_by_position: dict[str, Tensor] = field(default_factory=dict)
     """What attention and mlp add [aligned pair, block, position]; summed over positions it is `everywhere`. Empty in older ones."""
+    roles: Tensor | None = None
+    """Whose a position is [aligned pair, position], by its place in `ROLES`; -1 before a prompt. None where that is not known."""
+    direction: str = DENOISING
+    """denoising or noising."""
     no_heads: str = ""
     """Why there are no scores of heads, where there are none."""
 
@@ -100,6 +114,8 @@ class Attribution:
         named |= {f"everywhere.{site}": scores for site, scores in self.everywhere.items()}
         named |= {"residual_by_position": self.residual_by_position}
         named |= {f"{site}_by_position": scores for site, scores in self.added_by_position.items()}
+        if self.roles is not None:
+            named["roles"] = self.roles
         if self.embeddings_by_position is not None:
             named["embeddings_by_position"] = self.embeddings_by_position
         named |= {"metric.clean": self.metric_clean, "metric.corrupted": self.metric_corrupted}
@@ -107,7 +123,12 @@ class Attribution:
 
     @classmethod
     def from_tensors(
-        cls, tensors: dict[str, Tensor], pair_ids: tuple[str, ...], aligned_ids: tuple[str, ...], no_heads: str = ""
+        cls,
+        tensors: dict[str, Tensor],
+        pair_ids: tuple[str, ...],
+        aligned_ids: tuple[str, ...],
+        no_heads: str = "",
+        direction: str = DENOISING,
     ) -> Attribution:
         """The inverse of `tensors`; what older attributions lack is absent."""
         heads = (HEAD,) if f"last.{HEAD}" in tensors else ()
@@ -121,6 +142,8 @@ class Attribution:
             residual_by_position=tensors["residual_by_position"],
             embeddings_by_position=tensors.get("embeddings_by_position"),
             added_by_position={site: tensors[f"{site}_by_position"] for site in ADDING_SITES if f"{site}_by_position" in tensors},
+            roles=tensors.get("roles"),
+            direction=direction,
             no_heads=no_heads,
         )
 
@@ -133,6 +156,20 @@ class Attribution:
         if self.embeddings_by_position is None:
             raise EmosteerError("this attribution is older than scores of the embeddings: run it again, with mode=force")
         return torch.cat([self.embeddings_by_position[:, None], self.residual_by_position[:, :-1]], dim=1)
+
+    def by_role(self) -> dict[str, dict[str, Tensor]]:
+        """Site -> role -> scores summed over that role's positions [aligned pair, block]; nothing where roles are not known.
+
+        Sites are attention, mlp, residual, and the embeddings, which have one block.
+        """
+        if self.roles is None or self.embeddings_by_position is None:
+            return {}
+        sites = {"embeddings": self.embeddings_by_position[:, None], **self.added_by_position, "residual": self.residual_by_position}
+        own = {role: (self.roles == number)[:, None] for number, role in enumerate(ROLES)}
+        return {
+            site: {role: scores.where(mask, 0.0).sum(-1) for role, mask in own.items() if bool(mask.any())}
+            for site, scores in sites.items()
+        }
 
     def residual_profile(self) -> Tensor:
         """The residual stream's scores by position from the end, mean over the pairs that reach it: [block, position]."""

@@ -115,6 +115,39 @@ class Dialogue:
         own = self._locate(rendered, messages[-1]["content"], after=max(marked.find(MARK), 0))
         return replace(own, start=own.stop - 1) if at == "last_token" else own
 
+    def roles(self, messages: Sequence[Message], reply_prefix: str = "") -> tuple[str, ...]:
+        """Whose each token of `prompt` is: `system`, `user` or `assistant` for what is said, `template` for what stands around.
+
+        A system text that the template adds by itself is the system's, and the reply's prefix the assistant's. Empty where the
+        tokenizer does not tell which characters its tokens are.
+        """
+        if not getattr(self.tokenizer, "is_fast", False):
+            return ()
+        rendered = self._render(messages, opens_reply=True)
+        said = [self._said(rendered, messages, number) for number in range(len(messages))]
+        if all(message["role"] != "system" for message in messages):
+            said.append(self._said(rendered, [{"role": "system", "content": ""}, *messages], 0))
+        spans = [span for span in said if span and span[0] < span[1]] + [(len(rendered), len(rendered + reply_prefix), "assistant")]
+        encoding = self.tokenizer(rendered + reply_prefix, add_special_tokens=not self.has_template, return_offsets_mapping=True)
+
+        def role(begin: int, end: int) -> str:
+            own = (name for first, last, name in spans if begin < end and end > first and begin < last)
+            return next(own, "template")
+
+        return tuple(role(begin, end) for begin, end in encoding["offset_mapping"])
+
+    def _said(self, rendered: str, messages: Sequence[Message], number: int) -> tuple[int, int, str] | None:
+        """Where a message's text stands, and its role: what the template puts around a mark in its place tells."""
+        changed = [dict(message) for message in messages]
+        changed[number]["content"] = MARK
+        try:
+            before, _, after = self._render(changed, opens_reply=True).partition(MARK)
+        except Exception:  # templates refuse roles by errors of their own
+            return None
+        if len(before) + len(after) > len(rendered) or not rendered.startswith(before) or not rendered.endswith(after):
+            return None
+        return len(before), len(rendered) - len(after), messages[number]["role"]
+
     def reply(self, tokens: Sequence[int]) -> str:
         """What the user reads: decoded without special tokens; a base model's next turn is cut off."""
         text = str(self.tokenizer.decode(list(tokens), skip_special_tokens=True))

@@ -429,6 +429,31 @@ def test_too_few_aligned_pairs() -> None:
         attribute(model, nine_cases(), steps=0)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_noising_is_the_way_back(steps: int) -> None:
+    model, cases = tiny_model("llama"), with_head(nine_cases())
+    found, forth = attribute(model, cases, steps, direction="noising"), attribute(model, cases, steps)
+    assert (found.direction, forth.direction) == ("noising", "denoising")
+    torch.testing.assert_close(found.metric_clean, forth.metric_clean, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.metric_corrupted, forth.metric_corrupted, atol=1e-4, rtol=1e-4)
+    for row, case in enumerate(cases):
+        # With the prompts exchanged: (corrupted - clean) . gradient at the clean run. The metric falls by it, so its sign is turned.
+        back = products_by_hand(model, "llama", replace(case, clean=case.corrupted, corrupted=case.clean), steps)
+        for layer in range(BLOCKS):
+            for site in ("attention", "mlp"):
+                assert found.last[site][row, layer] == pytest.approx(-float(back[site, layer][-1]), abs=1e-4, rel=1e-3)
+                assert found.everywhere[site][row, layer] == pytest.approx(-float(back[site, layer].sum()), abs=1e-4, rel=1e-3)
+    with pytest.raises(EmosteerError, match=r"attribution\.direction=back: choose one of denoising, noising"):
+        attribute(model, cases, direction="back")
+
+
+def test_noising_of_a_linear_model_is_checked_in_its_own_direction() -> None:
+    model, cases = linear_model(), nine_cases(words=1)
+    found = attribute(model, cases, direction="noising")
+    for one in check(model, cases, found, 2):
+        assert one.attributed == pytest.approx(one.exact, abs=1e-4)
+
+
 # --- exact patching
 
 
@@ -455,16 +480,16 @@ def patched_by_hand(model: LanguageModel, family: str, site: str, layer: int, ca
     return values[1]
 
 
-@pytest.mark.parametrize("at", ["last", "all", "first_difference"])
+@pytest.mark.parametrize("at", ["last", "all", "first_difference", -2])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_exact_patching_by_hand(family: str, at: str) -> None:
+def test_exact_patching_by_hand(family: str, at: str | int) -> None:
     model, cases = tiny_model(family), [*with_head(nine_cases()[:4]), *nine_cases()[4:]]
     for site in SITES:
         found = patch_exactly(model, cases, site, at)
         for row, case in enumerate(cases):
             start = metric_by_hand(model.model(torch.tensor([case.corrupted])).logits[0, -1], case)
             first = next(i for i, (a, b) in enumerate(zip(case.clean, case.corrupted, strict=True)) if a != b) - len(case.clean)
-            positions = {"last": [-1], "all": range(-len(case.clean), 0), "first_difference": [first]}[at]
+            positions: Sequence[int] = {"last": [-1], "all": range(-len(case.clean), 0), "first_difference": [first], -2: [-2]}[at]
             for layer in range(BLOCKS):
                 by_hand = patched_by_hand(model, family, site, layer, case, positions) - start
                 assert found[row, layer] == pytest.approx(by_hand, abs=2e-4)
@@ -644,6 +669,30 @@ def test_certainty_of_scores_that_do_not_vary() -> None:
     assert torch.equal(found.certainty(seed=3).first_share, sure.first_share)
 
 
+def test_positions_by_role() -> None:
+    roles = ("template", "user", "user", "template", "user", "template", "assistant")
+    cases = [replace(aligned_case(number, length), roles=roles[:length]) for number, length in enumerate((6, 7) * 4)]
+    found = attribute(tiny_model("llama"), cases)
+    by_role = found.by_role()
+    assert set(by_role) == {"embeddings", "attention", "mlp", "residual"}
+    assert set(by_role["mlp"]) == {"template", "user", "assistant"}
+    own = found.added_by_position["mlp"]
+    for row, case in enumerate(cases):
+        first = 7 - len(case.clean)
+        torch.testing.assert_close(by_role["mlp"]["user"][row], own[row][:, [first + 1, first + 2, first + 4]].sum(-1))
+        torch.testing.assert_close(by_role["mlp"]["assistant"][row], own[row, :, -1] if first == 0 else torch.zeros(BLOCKS))
+    for site in ("attention", "mlp"):  # every position is somebody's
+        torch.testing.assert_close(sum(by_role[site].values()), found.everywhere[site])
+    assert attribute(tiny_model("llama"), nine_cases()).by_role() == {}
+    assert attribute(tiny_model("llama"), nine_cases()).roles is None
+
+
+def test_prepared_cases_know_whose_tokens_are() -> None:
+    case = prepare(tiny_model("llama"), diagnostic_pairs())[0]
+    text = [tokenizer_of().decode([t]) for t, role in zip(case.clean, case.roles, strict=True) if role == "user"]
+    assert "".join(text) == "We won the game."
+
+
 def test_residual_profile_is_over_the_pairs_that_reach() -> None:
     found = small_attribution()
     seven = [row for row in range(8) if row != 2]
@@ -652,13 +701,18 @@ def test_residual_profile_is_over_the_pairs_that_reach() -> None:
     torch.testing.assert_close(profile[:, :2], found.residual_by_position[seven][:, :, :2].mean(0))
 
 
-def test_tensors_round_trip(tmp_path: Path) -> None:
-    found = small_attribution()
+@pytest.mark.parametrize("is_old", [True, False])
+def test_tensors_round_trip(is_old: bool, tmp_path: Path) -> None:
+    """An attribution of before heads, embeddings and roles reads too."""
+    cases = [replace(case, roles=("user",) * len(case.clean)) for case in nine_cases()]
+    found = small_attribution() if is_old else attribute(tiny_model("llama"), [*cases, unaligned_case(20)], direction="noising")
     save_file(found.tensors(), tmp_path / "scores.safetensors")
-    back = Attribution.from_tensors(load_file(tmp_path / "scores.safetensors"), found.pair_ids, found.aligned_ids)
+    facts = () if is_old else ("", "noising")
+    back = Attribution.from_tensors(load_file(tmp_path / "scores.safetensors"), found.pair_ids, found.aligned_ids, *facts)
     assert (back.pair_ids, back.aligned_ids, back.n_dropped) == (found.pair_ids, found.aligned_ids, 1)
     for name, tensor in found.tensors().items():
         torch.testing.assert_close(back.tensors()[name], tensor, rtol=0, atol=0, equal_nan=True)
+    assert (set(back.tensors()), back.no_heads, back.direction) == (set(found.tensors()), "", found.direction)
     for field in ("metric_clean", "metric_corrupted", "residual_by_position"):
         torch.testing.assert_close(getattr(back, field), getattr(found, field), rtol=0, atol=0, equal_nan=True)
     for site in SITES:

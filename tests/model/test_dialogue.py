@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
-from tiny_models import tokenizer_of
+from tiny_models import TEMPLATE, tokenizer_of
 from transformers import PreTrainedTokenizerFast
 
 from emosteer.errors import EmosteerError
@@ -78,6 +80,69 @@ def test_the_real_templates_system_message_is_replaced(smollm2: LanguageModel) -
     assert "helpful" in plain
     assert "Feel joy." in under
     assert "helpful" not in under
+
+
+def said_by(dialogue: Dialogue, messages: list[dict[str, str]], prefix: str = "") -> list[tuple[str, str]]:
+    """(role, text) of a prompt, runs of tokens of one role together."""
+    tokens, roles = dialogue.prompt(messages, prefix), dialogue.roles(messages, prefix)
+    assert len(tokens) == len(roles)
+    runs = itertools.groupby(zip(roles, tokens, strict=True), key=lambda one: one[0])
+    return [(role, dialogue.tokenizer.decode([token for _, token in run])) for role, run in runs]
+
+
+def test_whose_each_token_is() -> None:
+    assert said_by(with_template(TEMPLATE), TALK, "I feel") == [
+        ("template", "<s><|user|>"),
+        ("user", "How was the rain?"),
+        ("template", "</s>\n<|assistant|>"),
+        ("assistant", "Wet."),
+        ("template", "</s>\n<|user|>"),
+        ("user", "And now?"),
+        ("template", "</s>\n<|assistant|>"),
+        ("assistant", "I feel"),
+    ]
+    plain = said_by(Dialogue(tokenizer_of(chat=False)), [{"role": "system", "content": "Be brief."}, TALK[0]])
+    assert [(role, text.strip()) for role, text in plain] == [
+        ("template", "<s>System:"),
+        ("system", "Be brief."),
+        ("template", "User:"),
+        ("user", "How was the rain?"),
+        ("template", "Assistant:"),
+    ]
+
+
+def test_a_system_text_of_the_templates_own() -> None:
+    own = "{% if messages[0]['role'] != 'system' %}{{ '<s>User sad</s>' }}{% endif %}"
+    own += "{% for m in messages %}{{ ('<s>' if m['role'] == 'system' else '<|user|>') + m['content'] + '</s>' }}{% endfor %}"
+    assert said_by(with_template(own), TALK[:1]) == [
+        ("template", "<s>"),
+        ("system", "User sad"),
+        ("template", "</s><|user|>"),
+        ("user", "How was the rain?"),
+        ("template", "</s>"),
+    ]
+    refusing = (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}{{ m['content'] }}{% endfor %}"
+    )
+    assert said_by(with_template(refusing), TALK[:1]) == [("user", "How was the rain?")]
+
+
+def test_whose_tokens_are_is_not_known_without_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
+    dialogue = with_template(TEMPLATE)
+    monkeypatch.setattr(type(dialogue.tokenizer), "is_fast", False)
+    assert dialogue.roles(TALK) == ()
+
+
+@pytest.mark.real_model
+def test_whose_smollm2s_tokens_are(smollm2: LanguageModel) -> None:
+    assert said_by(smollm2.dialogue, [{"role": "user", "content": "We won!"}], "I am") == [
+        ("template", "<|im_start|>system\n"),
+        ("system", "You are a helpful AI assistant named SmolLM, trained by Hugging Face"),
+        ("template", "<|im_end|>\n<|im_start|>user\n"),
+        ("user", "We won!"),
+        ("template", "<|im_end|>\n<|im_start|>assistant\n"),
+        ("assistant", "I am"),
+    ]
 
 
 def test_one_beginning_of_sequence(dialogue: Dialogue) -> None:

@@ -148,6 +148,7 @@ def test_where_attribution_chooses_the_layer_it_enters_the_id(change: Change) ->
 def test_the_number_of_chosen_blocks_does_not_repeat_the_attribution() -> None:
     assert attributing(blocks=2)(AUTO).attribution_id == AUTO.attribution_id
     assert attributing(steps=2)(AUTO).attribution_id != AUTO.attribution_id
+    assert attributing(direction="noising")(AUTO).attribution_id != AUTO.attribution_id
 
 
 def test_how_an_attribution_is_checked_changes_no_id() -> None:
