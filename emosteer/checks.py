@@ -185,6 +185,7 @@ def check_values(config: Config) -> None:
         ("generation.min_new_tokens", config.generation.min_new_tokens, 0),
         ("generation.n_samples", config.generation.n_samples, 1),
         ("controls.random", config.controls.random, 0),
+        ("controls.shuffled", config.controls.shuffled, 0),
         ("attribution.blocks", config.attribution.blocks, 1),
         ("attribution.check", config.attribution.check, 0),
         ("attribution.steps", config.attribution.steps, 1),
@@ -197,7 +198,7 @@ def check_values(config: Config) -> None:
         ("vector.components", config.vector.components, 1),
     ):
         if number is not None:
-            check_count(key, number, least, MOST_CONTROLS if key == "controls.random" else MOST)
+            check_count(key, number, least, MOST_CONTROLS if key.startswith("controls.") else MOST)
     if config.engine.path not in (None, *ENGINE_PATHS):
         raise EmosteerError(f"engine.path={config.engine.path}: choose one of {', '.join(ENGINE_PATHS)}, or null for the fastest")
     _check_generation(config)

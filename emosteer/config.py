@@ -30,6 +30,7 @@ METRICS = (
 EFFECTS = (
     *("n", "baseline", "steered", "delta", "ci_low", "ci_high", "effect_size", "p", "p_perm", "q"),
     *("beyond_random", "beyond_random_ci_low", "beyond_random_ci_high", "beyond_random_p", "beyond_random_q"),
+    *("beyond_shuffled", "beyond_shuffled_ci_low", "beyond_shuffled_ci_high", "beyond_shuffled_p", "beyond_shuffled_q"),
     *("beyond_prompting", "beyond_prompting_ci_low", "beyond_prompting_ci_high", "beyond_prompting_p", "beyond_prompting_q"),
 )
 """What `results` says of each metric: the ends of its columns, such as joy_delta."""
@@ -168,6 +169,8 @@ class ControlsConfig:
 
     random: int = 1
     """Random directions of the same length per layer and coefficient."""
+    shuffled: int = 0
+    """Per pair, layer and coefficient, vectors from the same texts of which half have their labels exchanged, drawn at random."""
     prompting: bool = False
     """Per pair, the unsteered model's replies under an instruction to feel the target emotion: what steering has to beat."""
     instruction: str = "You feel deep {target} right now, and it shows in everything you say."

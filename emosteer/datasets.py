@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -111,6 +111,22 @@ def from_records(records: Iterable[Item | Mapping[str, Any]], kind: type[Item], 
     if not items:
         raise EmosteerError(f"{name} is empty: give at least one {kind.__name__}")
     return items
+
+
+def labels_exchanged(pairs: Sequence[ContrastivePair], seed: int, index: int) -> list[ContrastivePair]:
+    """The pairs with positive and negative exchanged in half of them: what is left of a direction is not the emotion.
+
+    Args:
+        pairs: at least 2, of which the smaller half is exchanged.
+        seed: of the draw.
+        index: which of the seed's draws.
+    """
+
+    def lot(pair: ContrastivePair) -> str:
+        return hashlib.sha256(f"labels exchanged {seed} {index} {pair.id}".encode()).hexdigest()
+
+    drawn = {pair.id for pair in sorted(pairs, key=lot)[: len(pairs) // 2]}
+    return [replace(pair, positive=pair.negative, negative=pair.positive) if pair.id in drawn else pair for pair in pairs]
 
 
 def digest(items: Sequence[Item]) -> str:

@@ -15,7 +15,9 @@ from emosteer.checks import check_ids_hold_no_hydra_values, check_known_keys, ch
 from emosteer.config import Config, ModelConfig, PairConfig, PromptsConfig, VectorConfig
 from emosteer.datasets import (
     SHIPPED,
+    ContrastivePair,
     digest,
+    labels_exchanged,
     load_contrastive_pairs,
     load_diagnostic_pairs,
     load_neutral_texts,
@@ -99,8 +101,27 @@ def plan(config: Config) -> Plan:
     attribution = [Cell(ATTRIBUTION, cell.model, pair=cell.pair, attribution=cell.attribution)] if cell.attribution else []
     is_steered = cell.coefficient != 0 or cell.intervention != "add"
     controls = [cell.control(index) for index in range(config.controls.random)] if is_steered else []
+    shuffled = _shuffled(config, cell, texts) if is_steered else []
     prompting = [cell.prompting(_instruction(config))] if config.controls.prompting else []
-    return Plan([cell, cell.baseline(), *controls, *prompting, *attribution], texts)
+    return Plan([cell, cell.baseline(), *controls, *shuffled, *prompting, *attribution], texts)
+
+
+def _shuffled(config: Config, cell: Cell, texts: dict[str, Sequence[Any]]) -> list[Cell]:
+    """The controls whose vectors come from texts with exchanged labels, which are added to the texts."""
+    assert cell.vector is not None
+    found = []
+    for index in range(config.controls.shuffled if cell.vector.method != "random" else 0):
+        pairs = texts[cell.vector.texts]
+        if cell.coefficient_unit == "raw":
+            raise EmosteerError("controls.shuffled has vectors of other lengths than the pair's: give coefficient_unit=fraction")
+        if len(pairs) < 2 or not isinstance(pairs[0], ContrastivePair):
+            raise EmosteerError(
+                "controls.shuffled exchanges the labels of contrastive pairs, at least 2: set it to 0 for this vector"
+            )
+        exchanged = labels_exchanged(pairs, config.seed, index)
+        texts[digest(exchanged)] = exchanged
+        found.append(cell.shuffled(index, digest(exchanged)))
+    return found
 
 
 def _instruction(config: Config) -> str:

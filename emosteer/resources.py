@@ -170,7 +170,7 @@ class Resources:
             "seconds": round(time.perf_counter() - started, 3),
         }
         told = asdict(qualities[0]) if qualities else {}
-        if qualities:
+        if qualities and not cell.vector.shuffled:
             _warn_of(key, qualities[0])
         norms = {"norm": vector.directions.norm(dim=1).tolist(), "residual_norm": vector.residual_norm.tolist()}
         publish_json(self.store.paths.vector_facts(key), {**facts, **norms, **told, "cosine_to": self._cosines(cell, vector)})
@@ -181,7 +181,7 @@ class Resources:
         """Cosine per block with the vectors of other emotions that are there, of this model and made in the same way."""
         assert cell.vector is not None
         found = {}
-        alike = ("method", "version", "reading", "source", "components")
+        alike = ("method", "version", "reading", "source", "components", "shuffled")
         for key in self.store.vector_ids() if cell.vector.method != "random" else ():
             facts = self.store.vector_facts(key)
             recipe = facts.get("recipe") or {}

@@ -27,7 +27,7 @@ from emosteer.statistics import confirm, dose_response, equivalence_p, false_dis
 
 Floats = NDArray[np.float64]
 
-RANDOM = "random"
+RANDOM, SHUFFLED = "random", "shuffled"
 READABLE_PERPLEXITY_RATIO = 1.5
 READABLE_DUPLICATION = 0.3
 """A cell is readable up to these: perplexity as a multiple of the baseline's, and the share of replies that begin alike."""
@@ -96,7 +96,7 @@ class Tables:
     @property
     def controls(self) -> pd.DataFrame:
         """The rows of `results` that are random directions, as controls."""
-        return self.results[self.results["is_control"] & (self.results["vector_method"] != PROMPTING)]
+        return self.results[self.results["is_control"] & (self.results["vector_method"] == RANDOM)]
 
     @property
     def prompted(self) -> pd.DataFrame:
@@ -207,8 +207,8 @@ def _row(
             place = metrics.index(metric)
             row[f"{metric}_p_equivalence"] = equivalence_p(steered[place], unsteered[place], margin, of_ratio=of_ratio)
     row["perplexity_ratio"] = _ratio(row.get("perplexity_steered"), row.get("perplexity_baseline"))
-    row["n_controls"] = len(rivals.random_of(cell))
-    for name, matching in ((RANDOM, rivals.random_of(cell)), (PROMPTING, rivals.prompting_of(cell))):
+    row["n_controls"] = len(rivals.of(cell)[RANDOM])
+    for name, matching in rivals.of(cell).items():
         if matching:
             rival = mean_of([control.matrix(metrics, prompts) for control in matching])
             beyond = paired_effects(steered, rival, seed=seed_of(cell.id), **options)
@@ -224,37 +224,43 @@ def _row(
 
 @dataclass(frozen=True)
 class Rivals:
-    """What cells have to beat, besides the baseline: random directions, and prompting for the emotion."""
+    """What cells have to beat, besides the baseline."""
 
     random: dict[str, list[Scored]]
-    """By the key that a cell shares with its controls."""
+    """Random directions, by the key that a cell shares with its controls."""
+    shuffled: dict[tuple[str, str], list[Scored]]
+    """Vectors from texts with exchanged labels, by that key and pair."""
     prompting: dict[tuple[str, str], list[Scored]]
-    """By baseline and pair."""
+    """The unsteered model asked to feel the emotion, by baseline and pair."""
 
     @classmethod
     def among(cls, scored: Iterable[Scored]) -> Rivals:
         """Those that have replies."""
-        random: dict[str, list[Scored]] = {}
-        prompting: dict[tuple[str, str], list[Scored]] = {}
+        found = cls({}, {}, {})
         # In an order of their own: sums that differ in their last bit rank differently.
         for one in sorted(scored, key=lambda one: one.cell.id):
-            if one.cell.kind == CONTROL:
-                random.setdefault(one.cell.control_key, []).append(one)
-            elif one.cell.kind == PROMPTING:
-                prompting.setdefault(_prompting_key(one.cell), []).append(one)
-        return cls(random, prompting)
+            cell = one.cell
+            if cell.kind == PROMPTING:
+                found.prompting.setdefault((cell.baseline_id, _pair_name(cell)), []).append(one)
+            elif cell.kind == CONTROL and cell.vector and cell.vector.shuffled:
+                found.shuffled.setdefault((cell.control_key, _pair_name(cell)), []).append(one)
+            elif cell.kind == CONTROL:
+                found.random.setdefault(cell.control_key, []).append(one)
+        return found
 
-    def random_of(self, cell: Cell) -> list[Scored]:
-        """Those of a cell; none of a control."""
-        return self.random.get(cell.control_key, []) if cell.kind == CELL else []
+    def of(self, cell: Cell) -> dict[str, list[Scored]]:
+        """A cell's rivals by their kind; a control has none."""
+        if cell.kind != CELL:
+            return {RANDOM: [], SHUFFLED: [], PROMPTING: []}
+        return {
+            RANDOM: self.random.get(cell.control_key, []),
+            SHUFFLED: self.shuffled.get((cell.control_key, _pair_name(cell)), []),
+            PROMPTING: self.prompting.get((cell.baseline_id, _pair_name(cell)), []),
+        }
 
-    def prompting_of(self, cell: Cell) -> list[Scored]:
-        """Those of a cell; none of a control."""
-        return self.prompting.get(_prompting_key(cell), []) if cell.kind == CELL else []
 
-
-def _prompting_key(cell: Cell) -> tuple[str, str]:
-    return cell.baseline_id, cell.pair.name if cell.pair else ""
+def _pair_name(cell: Cell) -> str:
+    return cell.pair.name if cell.pair else ""
 
 
 def _axes(sweep: Sweep, cell: Cell, state: str, vector: dict[str, Any], own: Scored | None) -> dict[str, Any]:
@@ -262,12 +268,13 @@ def _axes(sweep: Sweep, cell: Cell, state: str, vector: dict[str, Any], own: Sco
     record = own.record if own else {}
     resolved, provenance = record.get("resolved", {}), record.get("provenance", {})
     layers = tuple(resolved.get("layers") or cell.layers or ())
-    pair = cell.pair if cell.kind in (CELL, PROMPTING) else None
+    is_shuffled = cell.vector is not None and cell.vector.shuffled > 0
+    pair = cell.pair if cell.kind in (CELL, PROMPTING) or is_shuffled else None
     failure = sweep.failure(cell) or {}
     steering = (
         {
             "vector_id": cell.vector_id,
-            "vector_method": cell.vector.method,
+            "vector_method": SHUFFLED if is_shuffled else cell.vector.method,
             "vector_reading": cell.vector.reading if cell.vector.method != RANDOM else None,
             "vector_source": cell.vector.source if cell.vector.method != RANDOM else None,
             "vector_split_half": _at(vector.get("split_half"), layers),
@@ -320,7 +327,9 @@ def _with_q(results: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     results = results.assign(layer=results["layer"].astype("Int64"), attempt=results["attempt"].astype("Int64"))
     cells = ~results["is_control"]
     added: dict[str, pd.Series[float]] = {}
-    for name in [m for metric in metrics for m in (f"{metric}_p", f"{metric}_beyond_random_p", f"{metric}_beyond_prompting_p")]:
+    for name in [
+        m for metric in metrics for m in (f"{metric}_p", *(f"{metric}_beyond_{rival}_p" for rival in (RANDOM, SHUFFLED, PROMPTING)))
+    ]:
         if name in results:
             q = pd.Series(np.nan, index=results.index)
             q[cells] = false_discovery_rate(results.loc[cells, name].to_numpy(dtype=float))

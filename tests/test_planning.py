@@ -251,6 +251,46 @@ def test_a_cell_brings_its_baseline_its_controls_and_its_attribution(store: Stor
     assert [cell.kind for cell in planned(store, "coefficient=0", "attribution=none")] == [CELL, BASELINE]
 
 
+def test_shuffled_controls_have_the_texts_with_half_of_the_labels_exchanged(store: Store) -> None:
+    cell, *company = planned(store, "controls.shuffled=2", "controls.random=0", "attribution=none")
+    first, second = (one for one in company if one.kind == CONTROL)
+    assert cell.vector is not None
+    whole = store.contrastive_pairs(cell.vector.texts)
+    drawn = []
+    for control in (first, second):
+        assert control.vector is not None
+        own = store.contrastive_pairs(control.vector.texts)
+        exchanged = {
+            pair.id
+            for pair, other in zip(whole, own, strict=True)
+            if (pair.positive, pair.negative) == (other.negative, other.positive)
+        }
+        assert {pair.id for pair, other in zip(whole, own, strict=True) if pair == other} == {pair.id for pair in whole} - exchanged
+        assert len(exchanged) == len(whole) // 2
+        assert (control.pair, control.control_key, control.coefficient) == (cell.pair, cell.control_key, cell.coefficient)
+        drawn.append(exchanged)
+    assert drawn[0] != drawn[1]
+    assert len({cell.id, first.id, second.id}) == 3
+    assert len({cell.vector_id, first.vector_id, second.vector_id}) == 3
+    assert Cell.from_json(first.to_json()) == first
+    again = [
+        one.id for one in planned(store, "controls.shuffled=2", "layer=4", "layer=10") if one.kind == CONTROL and one.vector.shuffled
+    ]  # type: ignore[union-attr]
+    assert again == [first.id, second.id]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["coefficient_unit=raw"], "controls.shuffled has vectors of other lengths than the pair's: give coefficient_unit=fraction"),
+        (["vector=persona"], "controls.shuffled exchanges the labels of contrastive pairs, at least 2: set it to 0 for this vector"),
+    ],
+)
+def test_where_labels_cannot_be_exchanged(store: Store, overrides: list[str], message: str) -> None:
+    with pytest.raises(EmosteerError, match=message):
+        planned(store, "controls.shuffled=1", *overrides)
+
+
 def test_prompting_is_shared_by_a_pairs_cells_and_told_apart_by_its_words(store: Store) -> None:
     asked = [
         next(cell for cell in planned(store, "controls.prompting=true", *more) if cell.kind == PROMPTING)

@@ -167,6 +167,28 @@ def test_the_effect_beyond_random_is_against_the_mean_of_the_matching_controls(s
     assert tables.controls["joy_beyond_random"].isna().all()
 
 
+def test_the_effect_beyond_shuffled_labels_is_against_the_pairs_own(sweep: Sweep, store: Store) -> None:
+    cells = grid(store)[1:6]
+    shuffled = {cell.id: [cell.shuffled(i, f"exchanged {i} of {cell.pair}") for i in range(2)] for cell in cells}
+    controls = [one for own in shuffled.values() for one in own]
+    join(sweep, controls)
+    for one in controls:
+        publish(store, sweep.scorers(), one, seed=seed_of(one))
+    tables = run(sweep, cells)
+
+    assert {one.id for one in controls}.isdisjoint(tables.controls["cell_id"])
+    assert set(tables.cells["n_controls"]) == {1}, "the random direction alone"
+    for cell in cells:
+        row = row_of(tables, cell)
+        for one in shuffled[cell.id]:
+            assert row_of(tables, one)[["pair", "vector_method", "is_control"]].tolist() == [row["pair"], "shuffled", True]
+        rival = sum(per_prompt(tables.replies, one.id, "joy") for one in shuffled[cell.id]) / 2
+        difference = per_prompt(tables.replies, cell.id, "joy") - rival
+        assert row["joy_beyond_shuffled"] == pytest.approx(difference.mean())
+        assert 0 <= row["joy_beyond_shuffled_q"] <= 1
+    assert row_of(tables, cells[0].control(0))["vector_method"] == "random"
+
+
 def test_prompting_has_a_row_and_cells_an_effect_beyond_it(sweep: Sweep, store: Store) -> None:
     cells = grid(store)
     asked = {cell.pair.name: cell.prompting(f"Feel {cell.pair.target}.") for cell in cells if cell.pair}

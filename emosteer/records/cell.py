@@ -82,6 +82,8 @@ class VectorSpec:
     """How many principal components of the neutral texts `neutral_projected` takes out."""
     others: tuple[str, ...] = ()
     """Digests of the other emotions' pairs, for `grand_mean`."""
+    shuffled: int = 0
+    """As a control: which draw of exchanged labels the texts are; 0 where the labels are the right ones."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,16 @@ class Cell:
             attribution=self.attribution if chosen else None,
         )
 
+    def shuffled(self, index: int, texts: str) -> Cell:
+        """This cell with a vector from texts whose labels are exchanged, as a control of this pair.
+
+        Args:
+            index: which draw, from 0 on.
+            texts: their digest.
+        """
+        assert self.vector is not None
+        return dataclasses.replace(self, kind=CONTROL, vector=dataclasses.replace(self.vector, texts=texts, shuffled=index + 1))
+
     def like(self) -> Cell:
         """Of a control with raw coefficients: a cell whose vector has the lengths that this one's shall have."""
         assert self.vector is not None
@@ -240,7 +252,9 @@ class Cell:
         if self.kind in (ATTRIBUTION, PROMPTING):
             return f"{self.kind}-{self.pair.name if self.pair else 'pair'}"
         assert self.vector is not None
-        name = f"random{self.vector.index}" if self.kind == CONTROL or self.pair is None else self.pair.name
+        name = self.pair.name if self.pair and self.kind == CELL else f"random{self.vector.index}"
+        if self.vector.shuffled:
+            name = f"shuffled{self.vector.shuffled}-{self.pair.name if self.pair else 'pair'}"
         kind = "" if self.intervention == "add" else f"-{self.intervention}"
         return f"{name}-L{self.layers_text}-c{self.coefficient:g}{kind}"
 
