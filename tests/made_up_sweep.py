@@ -21,9 +21,9 @@ from emosteer.scoring.scorer import Scorer
 EMOTIONS = ("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise")
 SCORED = {
     "nrc": (*EMOTIONS, "positive", "negative"),
+    "caveats": ("negated", "one_word"),
     "sentiment": ("sentiment",),
     "pronouns": ("first_person",),
-    "caveats": ("negated", "one_word"),
     "words": ("words",),
     "repetition": ("repetition",),
     "distinct": ("distinct_1", "distinct_2"),

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import Desk, Done
 
-from emosteer.config import EFFECTS, METRICS, NUMBERS
+from emosteer.config import EFFECTS, METRICS, NUMBERS, StatisticsConfig
 
 GRID = ("-m", "layer=1", "coefficient=0.1,0.3,1e39", "+scorers.noted._target_=noting.noted")
 """Two cells that are done, one that fails, as many controls, and the baseline."""
@@ -196,6 +196,10 @@ def test_the_ends_of_columns_are_those_of_the_results(ours: tuple[Desk, Done]) -
     named = {f"{metric}_{effect}" for metric in METRICS for effect in EFFECTS} | set(NUMBERS)
     of_metrics = {column for column in columns if any(column.startswith(f"{metric}_") for metric in METRICS)}
 
-    assert of_metrics <= named
-    assert {column for column in named - set(NUMBERS) if column.startswith("joy_")} <= columns
+    equivalence = {f"{metric.removesuffix('_ratio')}_p_equivalence" for metric in StatisticsConfig().equivalence}
+    assert of_metrics <= named | equivalence
+    assert equivalence <= of_metrics
+    asked_for = ("joy_beyond_shuffled", "joy_beyond_prompting")
+    always = {column for column in named - set(NUMBERS) if column.startswith("joy_") and not column.startswith(asked_for)}
+    assert always <= columns
     assert set(NUMBERS) <= columns
