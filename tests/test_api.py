@@ -94,8 +94,9 @@ def test_the_defaults_are_the_commands() -> None:
     statistics = OmegaConf.load(CONF / "statistics" / "default.yaml")
     assert defaults(emosteer.compare) == {"seed": 0, **{key: statistics[key] for key in ("n_resamples", "confidence")}}
     assert statistics == asdict(StatisticsConfig())
-    assert defaults(emosteer.attribute) == {"steps": OmegaConf.load(CONF / "attribution" / "patching.yaml")["steps"]}
-    assert AttributionConfig().steps is None
+    patching = {**asdict(AttributionConfig()), **OmegaConf.load(CONF / "attribution" / "patching.yaml")}
+    assert defaults(emosteer.attribute) == {key: patching[key] for key in ("steps", "direction")}
+    assert patching["steps"] is None
 
 
 def test_the_options_of_generation_and_their_defaults_are_the_commands(model: LanguageModel) -> None:
