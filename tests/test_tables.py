@@ -167,6 +167,20 @@ def test_the_effect_beyond_random_is_against_the_mean_of_the_matching_controls(s
     assert tables.controls["joy_beyond_random"].isna().all()
 
 
+def test_a_row_says_what_its_vector_is_put_together_of(sweep: Sweep, store: Store) -> None:
+    plain = made_up_cell(store)
+    parts = {"plus": (Part("a", "love_hate"), Part("b", "mine", 0.5)), "without": (Part("c", "anger_fear"),)}
+    assert plain.vector is not None
+    cell = dataclasses.replace(plain, vector=dataclasses.replace(plain.vector, **parts))
+    cells = [plain, cell, plain.baseline(), plain.control(0)]
+    join(sweep, cells)
+    tables = run(sweep, cells)
+    columns = ["vector_plus", "vector_without"]
+    assert row_of(tables, cell)[columns].tolist() == ["love_hate+0.5 mine", "anger_fear"]
+    assert row_of(tables, plain)[columns].tolist() == ["", ""]
+    assert tables.controls[columns].isna().all().all()
+
+
 def test_the_effect_beyond_shuffled_labels_is_against_the_pairs_own(sweep: Sweep, store: Store) -> None:
     cells = grid(store)[1:6]
     shuffled = {cell.id: [cell.shuffled(i, f"exchanged {i} of {cell.pair}") for i in range(2)] for cell in cells}
