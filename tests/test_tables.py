@@ -16,7 +16,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from emosteer.records.cell import CELL, Cell
+from emosteer.records.cell import CELL, Cell, Part
 from emosteer.records.publish import publish_json
 from emosteer.records.store import Store
 from emosteer.records.sweep import Sweep
@@ -172,9 +172,7 @@ def test_a_row_says_what_its_vector_is_put_together_of(sweep: Sweep, store: Stor
     parts = {"plus": (Part("a", "love_hate"), Part("b", "mine", 0.5)), "without": (Part("c", "anger_fear"),)}
     assert plain.vector is not None
     cell = dataclasses.replace(plain, vector=dataclasses.replace(plain.vector, **parts))
-    cells = [plain, cell, plain.baseline(), plain.control(0)]
-    join(sweep, cells)
-    tables = run(sweep, cells)
+    tables = run(sweep, [plain, cell])
     columns = ["vector_plus", "vector_without"]
     assert row_of(tables, cell)[columns].tolist() == ["love_hate+0.5 mine", "anger_fear"]
     assert row_of(tables, plain)[columns].tolist() == ["", ""]
