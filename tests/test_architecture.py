@@ -26,7 +26,9 @@ LAYERS = (
     ("planning", "summary", "tracking", "worker"),
     ("arguments", "finaliser", "launcher"),
     ("comparison", "hydra_jobs", "slurm"),
-    ("api", "callback", "main", "sweep_cli"),
+    ("api",),
+    ("probe",),
+    ("callback", "main", "sweep_cli"),
     ("__main__",),
 )
 """From left to right. Those of one layer know nothing of each other."""
