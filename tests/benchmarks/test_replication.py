@@ -11,9 +11,16 @@ def a_cell(
     *, q: float = 0.01, beyond_q: float = 0.01, ratio: float = 1.1, first_q: float = 0.5, first_beyond_q: float = 0.5
 ) -> dict[str, object]:
     return {
-        **{"pair": "joy_sadness", "perplexity_ratio": ratio, "duplication_steered": 0.1},
-        **{"joy_delta": 2.0, "joy_q": q, "joy_beyond_random": 1.0, "joy_beyond_random_q": beyond_q},
-        **{"first_person_delta": 1.0, "first_person_q": first_q, "first_person_beyond_random": 0.5},
+        "pair": "joy_sadness",
+        "perplexity_ratio": ratio,
+        "duplication_steered": 0.1,
+        "joy_delta": 2.0,
+        "joy_q": q,
+        "joy_beyond_random": 1.0,
+        "joy_beyond_random_q": beyond_q,
+        "first_person_delta": 1.0,
+        "first_person_q": first_q,
+        "first_person_beyond_random": 0.5,
         "first_person_beyond_random_q": first_beyond_q,
     }
 
