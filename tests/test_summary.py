@@ -113,7 +113,7 @@ def test_more_than_a_screenful_of_cells_is_cut_and_says_so(sweep: Sweep) -> None
     text = printed(sweep)
 
     assert "The 40 largest effects of 46 cells; all are in results.csv." in text
-    assert text.count("joy_sadness") == 40 + 2, "each, the confirmation and the best"
+    assert text.count("joy_sadness") == 40 + 3, "each, the confirmation, the best and the agreement of its scorers"
 
 
 def test_a_sweep_of_failures_names_them(sweep: Sweep) -> None:
