@@ -280,7 +280,7 @@ class Worker:
         if self._resources is None or self._resources.model is not loaded.model:
             vectors = [task.cell for task in self.sweep.tasks() if task.cell.vector and task.cell.model.key == loaded.key]
             sites = [cell.site for cell in vectors]
-            self._resources = Resources(self.store, self.claims, loaded.model, sites, self.report.stage)
+            self._resources = Resources(self.store, self.claims, loaded.model, sites, self.report.stage, loaded.engine)
         return self._resources
 
     def _attribute(self, loaded: Loaded, task: Task) -> None:
