@@ -50,7 +50,7 @@ class Resources:
         sites: at which vectors will be asked for: texts are read once for all of them.
         on_stage: told what is being made, and how far that is: `attribution patching of joy_sadness: 12 of 28 pairs`. What stands
             before the colon stays the same until the next thing is made.
-        engine: of the model, which writes the stories that vectors may be made of; None makes one when it is needed.
+        new_engine: makes an engine of the model, for stories that vectors may be made of: what it generates is in no cell's account.
     """
 
     def __init__(
@@ -60,11 +60,11 @@ class Resources:
         model: LanguageModel,
         sites: Iterable[str] = (),
         on_stage: Callable[[str], None] = lambda text: None,
-        engine: Engine | None = None,
+        new_engine: Callable[[LanguageModel], Engine] = Engine,
     ) -> None:
         self.store, self.claims, self.model = store, claims, model
         self.on_stage = on_stage
-        self._engine = engine
+        self.new_engine = new_engine
         self._reader = Reader(model, [site for site in dict.fromkeys(sites) if model.anatomy.has(site)])
         self._vectors: dict[str, EmotionVector] = {}
         self._stories: dict[str, Stories] = {}
@@ -266,10 +266,9 @@ class Resources:
                 raise EmosteerError(
                     f"the prompts for stories of {target} and {counterpart} are of another emosteer: plan the sweep anew"
                 )
-            self._engine = self._engine or Engine(self.model)
             seed = cell.vector.seed if cell.vector else 0
             telling = self._telling(f"stories of {target} and {counterpart}", "stories")
-            written = write_stories(self._engine, target, counterpart, seed, telling)
+            written = write_stories(self.new_engine(self.model), target, counterpart, seed, telling)
             publish_json(path, {"id": key, "model": cell.model.identity(), "prompts": prompts, **written.to_json()})
 
         if key not in self._stories:
