@@ -28,12 +28,12 @@ MOST_BYTES: Final = 1 << 20
 """Of an answer; a server that sends more is broken."""
 SHOWN: Final = 200
 GIVEN_UP_SECONDS: Final = 60.0
-"""An endpoint that was down a moment ago gets one attempt and no pauses: a sweep of many cells must not wait for it cell by cell."""
+"""For so long nobody asks an endpoint again that was down, and then once: a sweep of many cells must not wait for it cell by cell."""
 
 Parsed = TypeVar("Parsed")
 
-_down: dict[str, float] = {}
-"""When each address was last found down."""
+_down: dict[str, tuple[float, str]] = {}
+"""When each address that is down was last asked, and what came of it."""
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,10 @@ class Endpoint:
         return answers
 
     def _patiently(self, call: dict[str, Any], parse: Callable[[str], Parsed], stop: threading.Event) -> Parsed | Unusable:
-        was_down = time.monotonic() - _down.get(self.base_url, float("-inf")) < GIVEN_UP_SECONDS
-        attempts = 1 if was_down else self.attempts
+        since, reason = _down.get(self.base_url, (float("-inf"), ""))
+        if time.monotonic() - since < GIVEN_UP_SECONDS:
+            raise EmosteerError(f"{self.base_url} gave no answer a moment ago: {reason}")
+        attempts = 1 if reason else self.attempts
         reason, is_down = "", False
         for attempt in range(attempts):
             pause = 0.0
@@ -139,9 +141,9 @@ class Endpoint:
             if attempt + 1 < attempts and stop.wait(min(longest, LONGEST_PAUSE)):
                 break
         if is_down:
-            _down[self.base_url] = time.monotonic()
-            raise EmosteerError(f"{self.base_url} gave no answer in {attempts} attempts: {reason}; see to it, then retry the cells")
-        return Unusable(f"{reason} ({attempts} attempts)")
+            _down[self.base_url] = time.monotonic(), reason
+            raise EmosteerError(f"{self.base_url} gave no answer in {_attempts(attempts)}: {reason}; see to it, then retry the cells")
+        return Unusable(f"{reason} ({_attempts(attempts)})")
 
     def _content(self, call: dict[str, Any]) -> str:
         body = self._sent(json.dumps(call).encode())
@@ -181,6 +183,10 @@ class Endpoint:
     def _hidden(self, text: str) -> str:
         """A server may say the key again, which must not be written down."""
         return text.replace(self.key, "***") if self.key else text
+
+
+def _attempts(number: int) -> str:
+    return "1 attempt" if number == 1 else f"{number} attempts"
 
 
 class _Readable(Protocol):

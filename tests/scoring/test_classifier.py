@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
-from tiny_models import SENTENCES, tokenizer_of
+from tiny_classifier import save_classifier
+from tiny_models import SENTENCES
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from emosteer.errors import EmosteerError
@@ -24,24 +24,8 @@ from emosteer.scoring.classifier import classifier
 from emosteer.scoring.pool import CellReplies, measure_together
 from emosteer.scoring.scorer import Context, find_scorers
 
-LABELS = ["Joy", "sadness", "Mixed / other"]
 METRICS = ["classifier_joy", "classifier_sadness", "classifier_mixed_other"]
 REPLIES = [*SENTENCES, "Yes.", SENTENCES[0], "word " * 200]
-
-
-def save_classifier(path: Path, seed: int = 0, **config: Any) -> Path:
-    torch.manual_seed(seed)
-    # With random weights of the usual size all replies would be alike.
-    tokenizer = tokenizer_of(chat=False, pad=True)
-    made = transformers.BertConfig(
-        vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-        max_position_embeddings=64, pad_token_id=tokenizer.pad_token_id, id2label=dict(enumerate(LABELS)),
-        label2id={label: i for i, label in enumerate(LABELS)}, initializer_range=0.5, **config,
-    )  # fmt: skip
-    model = transformers.BertForSequenceClassification(made)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,12 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from judge_server import KEY, completion, rated, serving, well
 
 from emosteer.errors import EmosteerError
 from emosteer.records.answers import StoredAnswers
@@ -21,94 +19,10 @@ from emosteer.scoring import endpoint
 from emosteer.scoring.judge import EMOTIONS, PROMPT, judge, ratings
 from emosteer.scoring.scorer import Context, find_scorers
 
-KEY = "sk-made-up-and-secret"
-Say = Callable[[str, int], tuple[int, Any]]
-"""(reply that is judged, which call of it) -> state and body."""
-
-
-class Server(ThreadingHTTPServer):
-    """An endpoint whose answers a test decides."""
-
-    daemon_threads = True
-    block_on_close = False
-
-    def __init__(self, say: Say) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.say = say
-        self.calls: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.times: dict[str, int] = {}
-        self.lock = threading.Lock()
-        self.at_once = self.most_at_once = 0
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        call = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        text = call["messages"][0]["content"].split("<text>\n")[-1].split("\n</text>")[0]
-        server = self.server
-        with server.lock:
-            server.calls.append({"path": self.path, **call})
-            server.keys.append(self.headers.get("Authorization"))
-            server.times[text] = server.times.get(text, 0) + 1
-            server.at_once += 1
-            server.most_at_once = max(server.most_at_once, server.at_once)
-        try:
-            state, body = server.say(text, server.times[text])
-        finally:
-            with server.lock:
-                server.at_once -= 1
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(state)
-        if state == 302:
-            self.send_header("Location", server.url + "/elsewhere")
-        self.end_headers()
-        self.wfile.write(data)
-
-    def do_GET(self) -> None:
-        self.server.calls.append({"path": self.path})
-        self.server.keys.append(self.headers.get("Authorization"))
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
-@contextmanager
-def serving(say: Say) -> Iterator[Server]:
-    server = Server(say)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
 
 @pytest.fixture(autouse=True)
 def _nothing_is_known_to_be_down() -> None:
     endpoint._down.clear()
-
-
-def completion(content: Any) -> dict[str, Any]:
-    return {"choices": [{"message": {"role": "assistant", "content": content}}]}
-
-
-def rated(text: str) -> dict[str, int]:
-    return {"joy": len(text) % 11, "trust": len(text) * 7 % 11}
-
-
-def well(text: str, _: int) -> tuple[int, Any]:
-    return 200, completion(json.dumps(rated(text)))
 
 
 REPLIES = ["I am so happy!", "A chair.", "I am so happy!", "", "Trust me, friend.", "..."]
@@ -216,7 +130,11 @@ def test_an_endpoint_that_stays_down_is_an_error_and_the_next_cell_does_not_wait
             judge(["Joy."], context=context(), base_url=server.url, key_env="MY_KEY", **QUICK, attempts=3)
         assert KEY not in str(caught.value)
         assert len(server.calls) == 3
-        with pytest.raises(EmosteerError, match="gave no answer in 1 attempts"):
+        with pytest.raises(EmosteerError, match="gave no answer a moment ago: HTTP 500"):
+            judge(["Joy."], context=context(), base_url=server.url, **QUICK, attempts=3)
+        assert len(server.calls) == 3
+        monkeypatch.setattr(endpoint, "GIVEN_UP_SECONDS", 0.0)
+        with pytest.raises(EmosteerError, match="gave no answer in 1 attempt: HTTP 500"):
             judge(["Joy."], context=context(), base_url=server.url, **QUICK, attempts=3)
         assert len(server.calls) == 4
         server.say = well
