@@ -61,7 +61,7 @@ def reference() -> ModuleType:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with all files that the pages show and commands name, `a-model`, which has 32 blocks and no layers, and `a-classifier`."""
+    """A directory with all files that pages show and commands name, `a-model` of 32 blocks and no layers, and `a-classifier`."""
     for page in PAGES:
         write_example_files(page, tmp_path)
     for name, shipped in DATA.items():
