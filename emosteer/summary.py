@@ -58,6 +58,7 @@ def summary(name: str, tables: Tables) -> RenderableType:
         elif (largest := _largest(done)) is not None:
             parts += [Text(UNREADABLE), _examples(tables, largest, "The largest effect")]
     parts += [_located(facts) for _, facts in sorted(tables.found.items()) if facts]
+    parts += _predictions(tables.predictions)
     failed = tables.results[tables.results["status"] == FAILED]
     parts += [Text(f"failed: {row.cell_id}: {row.error}", style="red") for row in failed.itertuples()]
     return Group(*parts)
@@ -219,6 +220,32 @@ def _located(facts: dict[str, Any]) -> Text:
         text.append(f"r {r}, rho {rho}, signs {one['same_sign']:.0%}", style="red" if one["is_low"] else "dim")
         text.append(" LOW" if one["is_low"] else "", style="red")
     return text
+
+
+def _predictions(predictions: pd.DataFrame) -> list[RenderableType]:
+    """A line for each grid: how well its attribution predicts where steering has an effect; none where one block was steered."""
+    if predictions.empty:
+        return []
+    axes = ["model", "pair", "attribution_id", "vector_id", "site", "coefficient_unit", "scope", "decay", "seed", "baseline_id"]
+    lines = []
+    for _, rows in predictions.groupby(axes, dropna=False):
+        row = rows.sort_values("n_coefficients", kind="stable").iloc[-1]
+        if row["n_blocks"] < 2:
+            continue
+        text = f"Does attribution predict steering? {row['pair']} on {row['model']}, {row['primary']} at {_coefficients(row)}: "
+        if row["reason"]:
+            text += f"not computed, {row['reason']}"
+        else:
+            text += (
+                f"rho {row['rho']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}] over {row['n_blocks']} blocks; "
+                f"block {row['first_scored']:.0f} is scored first, block {row['first_steered']:.0f} has the largest effect"
+            )
+        lines.append(Text(text))
+    return list(lines)
+
+
+def _coefficients(row: pd.Series[Any]) -> str:
+    return str(row["coefficients"]) if row["n_coefficients"] <= 4 else f"{row['n_coefficients']} coefficients"
 
 
 def _first_block(facts: dict[str, Any]) -> str:

@@ -23,7 +23,16 @@ from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTIN
 from emosteer.records.store import Store, StoredReply
 from emosteer.records.sweep import DONE, PENDING, Sweep
 from emosteer.scoring.scorer import Scorer
-from emosteer.statistics import confirm, dose_response, equivalence_p, false_discovery_rate, holm, paired_effects, primary_effect
+from emosteer.statistics import (
+    confirm,
+    dose_response,
+    equivalence_p,
+    false_discovery_rate,
+    holm,
+    paired_effects,
+    primary_effect,
+    rank_prediction,
+)
 
 Floats = NDArray[np.float64]
 
@@ -77,6 +86,8 @@ class Tables:
     """A row per (pair, layer, ..., metric): the effect's slope over coefficients."""
     confirmations: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A row per pair, model and baseline: what the best readable cell is worth on prompts that did not choose it."""
+    predictions: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """A row per pair, vector and coefficients: how well attribution predicts at which block steering has an effect."""
     attributions: dict[str, str] = field(default_factory=dict)
     """Attribution id -> pair, of those that are there."""
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -145,7 +156,8 @@ def build(sweep: Sweep) -> Tables:
     }
     found = {key: sweep.store.attribution_summary(key) or {} for key in attributions}
     trends, confirmations = _trends(scored, metrics, settings), _confirmations(scored, metrics, settings)
-    return Tables(results, replies, trends, confirmations, attributions, found)
+    predictions = _predictions(scored, metrics, found, settings)
+    return Tables(results, replies, trends, confirmations, predictions, attributions, found)
 
 
 def scored_cells(sweep: Sweep) -> tuple[dict[str, str], dict[str, Scored]]:
@@ -436,6 +448,89 @@ def _confirmations(scored: dict[str, Scored], metrics: Sequence[str], settings: 
             | numbers
         )
     return pd.DataFrame(rows)
+
+
+def _predictions(
+    scored: dict[str, Scored], metrics: Sequence[str], found: dict[str, dict[str, Any]], settings: dict[str, Any]
+) -> pd.DataFrame:
+    """For each grid of blocks and coefficients: at each coefficient, and at all of them that every block has."""
+    groups: dict[str, dict[tuple[float, int], Scored]] = {}
+    for one in sorted(scored.values(), key=lambda one: one.cell.id):
+        cell = one.cell
+        is_addition = cell.kind == CELL and cell.intervention == "add" and cell.coefficient != 0
+        is_measured = cell.pair is not None and cell.pair.primary in metrics and cell.baseline_id in scored
+        if is_addition and is_measured and len(layers := one.record["resolved"]["layers"]) == 1:
+            # A block that was asked for by its number and by `auto` too is there twice.
+            groups.setdefault(_prediction_key(one), {}).setdefault((cell.coefficient, layers[0]), one)
+    rows = []
+    for key, members in sorted(groups.items()):
+        axes = json.loads(key)
+        of_coefficient = {c: {layer for own, layer in members if own == c} for c, _ in sorted(members)}
+        everywhere = [c for c, layers in of_coefficient.items() if layers == {layer for _, layer in members}]
+        choices = [(c,) for c in of_coefficient] + ([tuple(everywhere)] if len(everywhere) > 1 else [])
+        for coefficients in choices:
+            layers = sorted(of_coefficient[coefficients[0]])
+            grid = [[members[c, layer] for c in coefficients] for layer in layers]
+            rows.append(axes | _predicted(grid, layers, coefficients, scored, found.get(axes["attribution_id"]), key, settings))
+    return pd.DataFrame(rows)
+
+
+def _predicted(
+    grid: Sequence[Sequence[Scored]],
+    layers: Sequence[int],
+    coefficients: tuple[float, ...],
+    scored: dict[str, Scored],
+    summary: dict[str, Any] | None,
+    key: str,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Of cells [block, coefficient] of one grid."""
+    cell = grid[0][0].cell
+    assert cell.pair is not None
+    baseline, primary = scored[cell.baseline_id], [cell.pair.primary]
+    unsteered = baseline.matrix(primary, baseline.prompts)[0]
+    # A push the other way should do the opposite.
+    effects = np.stack(
+        [
+            np.mean(
+                [math.copysign(1, m.cell.coefficient) * (m.matrix(primary, baseline.prompts)[0] - unsteered) for m in row], axis=0
+            )
+            for row in grid
+        ]
+    )
+    by_block = (summary or {}).get("block_scores")
+    scores = [by_block[layer] for layer in layers] if by_block else [math.nan] * len(layers)
+    options = {"n_resamples": settings["n_resamples"], "confidence": settings["confidence"]}
+    prediction = asdict(rank_prediction(scores, effects, seed=seed_of(f"{key} {coefficients}"), **options))
+    if not by_block:
+        prediction |= {
+            "n_blocks": len(layers),
+            "reason": "its attribution is not there" if cell.attribution else "attribution is switched off",
+        }
+    means = {layer: mean for layer, mean in zip(layers, map(_mean, effects.tolist()), strict=True) if not math.isnan(mean)}
+    return {
+        "coefficients": "+".join(f"{c:g}" for c in coefficients),
+        "n_coefficients": len(coefficients),
+        "first_scored": max(layers, key=lambda layer: by_block[layer]) if by_block else None,
+        "first_steered": max(means, key=lambda layer: means[layer]) if means else None,
+        **prediction,
+    }
+
+
+def _prediction_key(one: Scored) -> str:
+    """All axes of a cell but block and coefficient, and its attribution, as JSON."""
+    axes = json.loads(_trend_key(one))
+    del axes["layers"]
+    cell = one.cell
+    return json.dumps(
+        {
+            **axes,
+            "primary": cell.pair.primary if cell.pair else None,
+            "prompts": cell.prompts_name,
+            "attribution_id": cell.attribution_id if cell.attribution else None,
+        },
+        sort_keys=True,
+    )
 
 
 def _readability(

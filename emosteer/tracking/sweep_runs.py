@@ -153,13 +153,15 @@ def table(frame: pd.DataFrame) -> Table:
 
 
 def summary_run(sweep: Sweep, tables: Tables, configs: list[dict[str, Scalar]], metrics: list[str], to: Destination) -> Run:
-    """The sweep as a whole: the grid with q, controls, trends, confirmations, figures, and what attribution found."""
+    """The sweep as a whole: the grid with q, controls, trends, confirmations, predictions, figures, and what attribution found."""
     grid = _grid(tables.cells, metrics)
     shown = {"grid": table(grid), "controls": table(_grid(tables.controls, metrics))}
     if len(tables.trends):
         shown["trends"] = table(tables.trends)
     if len(tables.confirmations):
         shown["confirmations"] = table(tables.confirmations)
+    if len(tables.predictions):
+        shown["predictions"] = table(tables.predictions)
     if tables.attributions:
         shown["attribution_scores"] = attribution_scores(sweep, tables.attributions)
     limited, pictures, told = cut({name: t for name, t in shown.items() if t.rows}, figures(sweep, tables))
