@@ -423,6 +423,7 @@ def test_report_twice_gives_the_same_files(desk: Path) -> None:
         "trends": second["rows"]["trends"],
         "confirmations": 1,
         "predictions": 3,
+        "agreement": 1,
     }
     assert all(
         Path(second["files"][name]).is_file()
@@ -434,6 +435,7 @@ def test_report_twice_gives_the_same_files(desk: Path) -> None:
             "trends_csv",
             "confirmations_csv",
             "predictions_csv",
+            "agreement_csv",
         )
     )
     assert len(second["files"]["figures"]) == 2

@@ -162,6 +162,8 @@ def summary_run(sweep: Sweep, tables: Tables, configs: list[dict[str, Scalar]], 
         shown["confirmations"] = table(tables.confirmations)
     if len(tables.predictions):
         shown["predictions"] = table(tables.predictions)
+    if len(tables.agreement):
+        shown["agreement"] = table(tables.agreement)
     if tables.attributions:
         shown["attribution_scores"] = attribution_scores(sweep, tables.attributions)
     limited, pictures, told = cut({name: t for name, t in shown.items() if t.rows}, figures(sweep, tables))
