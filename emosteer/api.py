@@ -125,7 +125,12 @@ def load_prompts(prompts: Prompts, limit: int | None = None) -> list[Prompt]:
 
 
 def attribute(
-    model: LanguageModel, pairs: str | Path | Iterable[DiagnosticPair], *, steps: int | None = None, direction: str = "denoising"
+    model: LanguageModel,
+    pairs: str | Path | Iterable[DiagnosticPair],
+    *,
+    steps: int | None = None,
+    direction: str = "denoising",
+    method: str = "attribution_patching",
 ) -> Attribution:
     """Find by attribution patching which blocks decide an emotional expression; `.ranking()` names them, first the largest.
 
@@ -135,14 +140,15 @@ def attribute(
     Args:
         model: the language model.
         pairs: the name of a shipped emotion pair (`joy_sadness`), a file of diagnostic pairs, or a list of them.
-        steps: gradients averaged between the corrupted and the clean run; None takes 1 at the last position, 5 elsewhere.
+        steps: gradients averaged between the corrupted and the clean run; None takes 1 at the last position or for atp_star, else 5.
         direction: denoising (clean activations into the corrupted run) or noising (corrupted ones into the clean run).
+        method: attribution_patching or atp_star (Kramár et al. 2024).
 
     Raises:
         EmosteerError: unusable pairs, or fewer than 8 that are aligned under the model's tokenizer.
     """
     cases = attribution.prepare(model, _items("diagnostics", pairs, DiagnosticPair, datasets.load_diagnostic_pairs))
-    return attribution.attribute(model, cases, steps, direction=direction)
+    return attribution.attribute(model, cases, steps, direction=direction, method=method)
 
 
 def build_vector(

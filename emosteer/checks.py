@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from emosteer.config import (
+    ATTRIBUTION_METHODS,
     DIRECTIONS,
     EFFECTS,
     ENGINE_PATHS,
@@ -172,7 +173,7 @@ def check_values(config: Config) -> None:
         ("tracking.name", config.tracking.name, TRACKERS),
         ("tracking.mode", config.tracking.mode, TRACKING_MODES),
         ("attribution.direction", config.attribution.direction, DIRECTIONS),
-        ("attribution.method", config.attribution.method, ("attribution_patching", "none")),
+        ("attribution.method", config.attribution.method, ATTRIBUTION_METHODS),
     ):
         if value not in valid:
             raise EmosteerError(f"{key}={value}: choose one of {', '.join(valid)}")

@@ -16,6 +16,7 @@ SCOPES = ("generated", "prompt", "all")
 INTERVENTIONS = ("add", "set", "ablate")
 SITES = ("residual", "attention", "mlp")
 DIRECTIONS = ("denoising", "noising")
+ATTRIBUTION_METHODS = ("attribution_patching", "atp_star", "none")
 UNITS = ("fraction", "raw")
 MODES = ("reuse", "retry", "force")
 VECTOR_METHODS = ("mean_difference", "grand_mean", "pca", "logistic", "lda", "neutral_projected", "random")
@@ -134,9 +135,11 @@ class AttributionConfig:
     """How the components behind an emotional expression are found."""
 
     method: str = "attribution_patching"
-    """attribution_patching or none."""
+    """attribution_patching; atp_star, which scores queries and keys too, and is not misled where effects cancel, for as many
+    gradients more as there are blocks; or none."""
     steps: int | None = None
-    """Gradients averaged on the way from the corrupted to the clean run; null means 1 at the last position, 5 elsewhere."""
+    """Gradients averaged on the way from the corrupted to the clean run; null means 1 at the last position, 5 elsewhere, and of
+    atp_star 1 everywhere."""
     direction: str = "denoising"
     """denoising, clean activations into the corrupted run, shows what suffices; noising, the way back, shows what is needed."""
     blocks: int = 1

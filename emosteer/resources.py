@@ -229,7 +229,7 @@ class Resources:
         cases = prepare(self.model, self.store.diagnostic_pairs(cell.attribution.diagnostics))
         on_progress = self._telling(f"attribution patching of {_pair_name(cell)}", "pairs")
         config = cell.attribution.config
-        found = attribute(self.model, cases, config.steps, on_progress, direction=config.direction)
+        found = attribute(self.model, cases, config.steps, on_progress, direction=config.direction, method=config.method)
         key = cell.attribution_id
         seconds = time.perf_counter() - started
         checked_by = self._check(cell, cases, found)
@@ -240,6 +240,7 @@ class Resources:
             "scores_sha256": hashlib.sha256(scores).hexdigest(),
             "model": self.model.name,
             "pair": cell.pair.name,
+            "method": config.method,
             "direction": found.direction,
             "metric": "log p(expressive words) - log p(counterpart words) as the next token, in nats",
             "position": "the last prompt position, unless a score's name says otherwise",

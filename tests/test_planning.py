@@ -79,7 +79,7 @@ BAD = {
     "vector.source=book": "vector.source=book: choose one of pairs, lexicon, persona",
     "vector.components=0": "vector.components=0: give a whole number of at least 1",
     "vector.reading=first_token": "vector.reading=first_token: choose one of token_mean, last_token, assistant_prefix",
-    "attribution.method=lens": "attribution.method=lens: choose one of attribution_patching, none",
+    "attribution.method=lens": "attribution.method=lens: choose one of attribution_patching, atp_star, none",
     "tracking.name=paper": "tracking.name=paper: choose one of",
     "coefficient=nan": "coefficient=nan: give a finite number",
     "coefficient=-inf": "coefficient=-inf: give a finite number",

@@ -15,7 +15,7 @@ from torch import Tensor
 from emosteer.attribution.case import Case
 from emosteer.attribution.exact import ALL, LAST, patch_components
 from emosteer.attribution.scores import ADDING_SITES, NOISING, Attribution
-from emosteer.model.anatomy import HEAD
+from emosteer.model.anatomy import HEAD, KEY, QUERY
 from emosteer.model.batches import Progress, silent
 from emosteer.model.language_model import LanguageModel
 
@@ -91,7 +91,8 @@ def check(model: LanguageModel, cases: Sequence[Case], found: Attribution, k: in
     for at in (LAST, ALL) if k else ():
         # All sites together: what comes before the patched positions is then read once.
         scores, order = (found.last, found.pair_ids) if at == LAST else (found.everywhere, found.aligned_ids)
-        chosen = {site: _chosen(scores[site].mean(0), k, generator) for site in (*ADDING_SITES, HEAD) if site in scores}
+        sites = [site for site in (*ADDING_SITES, HEAD, QUERY, KEY) if site in scores]
+        chosen = {site: _chosen(scores[site].nanmean(0), k, generator) for site in sites}
         places: list[Any] = [(site, *component) for site, components in chosen.items() for component in components]
         exact = iter(patch_components(model, sample, places, at, on_progress).mean(0).tolist())
         rows = [order.index(name) for name in ids]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from emosteer.config import DIRECTIONS
 from emosteer.errors import EmosteerError
-from emosteer.model.anatomy import HEAD
+from emosteer.model.anatomy import HEAD, KEY, QUERY
 
 ADDING_SITES = ("attention", "mlp")
 """The sites that add to the residual stream, which is only their sum."""
@@ -52,9 +52,11 @@ class Attribution:
     metric_corrupted: Tensor
     """[pair]"""
     last: dict[str, Tensor]
-    """At the last prompt position, per site: [pair, block]; for `head`, where heads can be told, [pair, block, head]."""
+    """At the last prompt position, per site: [pair, block]; for `head`, where heads can be told, [pair, block, head]; of AtP* for
+    `query` and `key` likewise, NaN for pairs of unequal length."""
     everywhere: dict[str, Tensor]
-    """Summed over all positions, for attention and mlp: [aligned pair, block]; for `head` [aligned pair, block, head]."""
+    """Summed over all positions, for attention and mlp: [aligned pair, block]; for `head`, `query` and `key` [aligned pair, block,
+    head]."""
     residual_by_position: Tensor
     """[aligned pair, block, position counted from the end]: index -1 is the last; NaN before a prompt's beginning."""
     embeddings_by_position: Tensor | None = None
@@ -131,7 +133,7 @@ class Attribution:
         direction: str = DENOISING,
     ) -> Attribution:
         """The inverse of `tensors`; what older attributions lack is absent."""
-        heads = (HEAD,) if f"last.{HEAD}" in tensors else ()
+        heads = tuple(site for site in (HEAD, QUERY, KEY) if f"last.{site}" in tensors)
         return cls(
             pair_ids=pair_ids,
             aligned_ids=aligned_ids,

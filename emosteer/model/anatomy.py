@@ -26,6 +26,8 @@ BEFORE, HEAD = "before", "head"
 """The residual stream before a block (before block 0: the embeddings), and the outputs of its attention heads, side by side."""
 ENTERING = (BEFORE, HEAD)
 """Sites that are what enters a module."""
+QUERY, KEY = "query", "key"
+"""What attention probabilities are made of, the heads side by side; see `emosteer.model.attention`."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Anatomy:
     """By block, what reads the outputs of all attention heads, side by side; empty until `model.heads` has looked for them."""
     n_heads: int = 0
     """Of each block."""
+    n_key_heads: int = 0
+    """Of each block, those of keys and values; 0 until `model.attention` has opened it."""
 
     def module(self, site: str, layer: int) -> nn.Module:
         """The module whose output is `site` at block `layer`; raises EmosteerError where the model has none.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from emosteer.errors import EmosteerError
-from emosteer.model.anatomy import hidden
+from emosteer.model.anatomy import KEY, Anatomy, hidden
 from emosteer.model.capture import watching
 from emosteer.model.dialogue import OPENING
 from emosteer.model.language_model import LanguageModel
@@ -47,6 +47,11 @@ def with_heads(model: LanguageModel) -> LanguageModel:
 def parted(states: Tensor, n_heads: int) -> Tensor:
     """What enters the output projection [..., width], by heads [..., head, width of a head]: a view."""
     return states.view(*states.shape[:-1], n_heads, -1)
+
+
+def n_parts(anatomy: Anatomy, site: str) -> int:
+    """How many heads stand side by side at a site."""
+    return anatomy.n_key_heads if site == KEY else anatomy.n_heads
 
 
 def _wrong_with(model: LanguageModel, layer: int, projection: _Projection, n_heads: int) -> str:
