@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emosteer.attribution.case import Case, metric
+from emosteer.attribution.case import Case
 from emosteer.attribution.graph import skipping
-from emosteer.attribution.runs import Run, common_head, runs_of
+from emosteer.attribution.runs import Run, common_head, measured, runs_of
 from emosteer.errors import EmosteerError
 from emosteer.model.anatomy import HEAD, KEY, QUERY, TOLERANCE, hidden
 from emosteer.model.attention import opened, with_open_attention
@@ -132,8 +132,8 @@ def _scores(
     lots = _lots(components, max(1, BATCH_TOKENS // (corrupted.length * len(cases))))
     beginnings = _Beginnings(model, {components[lot[0]][1] for lot in lots})
     with beginnings.recorded():
-        start = metric(corrupted.last_logits(model), cases)
-    beginnings.try_with(lambda: metric(corrupted.last_logits(model), cases), start)
+        start = measured(model, corrupted, cases)
+    beginnings.try_with(lambda: measured(model, corrupted, cases), start)
     for lot in lots:
         some = [components[number] for number in lot]
 
@@ -145,8 +145,7 @@ def _scores(
             return states
 
         with beginnings.skipped(some[0][1], len(some)), watching(model.anatomy, {component[:2] for component in some}, put):
-            logits = corrupted.times(len(some)).last_logits(model)
-        patched = metric(logits, list(cases) * len(some))
+            patched = measured(model, corrupted.times(len(some)), list(cases) * len(some))
         yield lot, (patched.view(len(some), len(cases)) - start).T.cpu()
 
 

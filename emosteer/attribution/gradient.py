@@ -33,9 +33,9 @@ import torch
 from torch import Tensor
 
 from emosteer.attribution.attention_fix import ALL, LAST, AttentionFix
-from emosteer.attribution.case import MIN_PAIRS, Case, metric
+from emosteer.attribution.case import MIN_PAIRS, Case
 from emosteer.attribution.graph import checkpointed, dropping, frozen
-from emosteer.attribution.runs import Plan, Run, plan, runs_of, scored_places
+from emosteer.attribution.runs import Plan, Run, measured, plan, runs_of, scored_places
 from emosteer.attribution.scores import ADDING_SITES, DENOISING, NOISING, ROLES, SITES, Attribution
 from emosteer.config import ATTRIBUTION_METHODS, DIRECTIONS
 from emosteer.errors import EmosteerError
@@ -257,7 +257,7 @@ class _Tally:
             self._differences[place] = self._scored(states).clone()
 
         with torch.no_grad(), self._attending(clean=True), watching(self.model.anatomy, self.places, keep):
-            return metric(run.last_logits(self.model), cases).cpu()
+            return measured(self.model, run, cases).cpu()
 
     def add_gradient(self, run: Run, cases: Sequence[Case]) -> Tensor:
         """The run's metric [case]; differences times its gradient are added. The first run must be the corrupted one."""
@@ -282,7 +282,7 @@ class _Tally:
             return copy
 
         with torch.enable_grad(), self._attending(), watching(self.model.anatomy, self.places, look):
-            value = metric(run.last_logits(self.model), cases)
+            value = measured(self.model, run, cases)
             torch.autograd.grad(value.sum(), begins, allow_unused=True)
         self._is_first = False
         return value.detach().cpu()
