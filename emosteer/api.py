@@ -133,6 +133,7 @@ def attribute(
     direction: str = "denoising",
     method: str = "attribution_patching",
     measure: Measure | None = None,
+    neurons: int = 0,
 ) -> Attribution:
     """Find by attribution patching which blocks decide an emotional expression; `.ranking()` names them, first the largest.
 
@@ -146,12 +147,13 @@ def attribute(
         direction: denoising (clean activations into the corrupted run) or noising (corrupted ones into the clean run).
         method: attribution_patching or atp_star (Kramár et al. 2024).
         measure: another metric, of `emosteer.attribution.metrics`, or the `measure` of one of `emosteer.measures`.
+        neurons: how many of the strongest MLP neurons are kept.
 
     Raises:
         EmosteerError: unusable pairs, or fewer than 8 that are aligned under the model's tokenizer.
     """
     cases = attribution.prepare(model, _items("diagnostics", pairs, DiagnosticPair, datasets.load_diagnostic_pairs), measure)
-    return attribution.attribute(model, cases, steps, direction=direction, method=method)
+    return attribution.attribute(model, cases, steps, direction=direction, method=method, neurons=neurons)
 
 
 def build_vector(

@@ -193,6 +193,7 @@ def check_values(config: Config) -> None:
         ("controls.shuffled", config.controls.shuffled, 0),
         ("attribution.blocks", config.attribution.blocks, 1),
         ("attribution.check", config.attribution.check, 0),
+        ("attribution.neurons", config.attribution.neurons, 0),
         ("attribution.steps", config.attribution.steps, 1),
         ("statistics.n_resamples", config.statistics.n_resamples, 1),
         ("worker.cells_per_claim", config.worker.cells_per_claim, 1),
@@ -203,7 +204,7 @@ def check_values(config: Config) -> None:
         ("vector.components", config.vector.components, 1),
     ):
         if number is not None:
-            check_count(key, number, least, MOST_CONTROLS if key.startswith("controls.") else MOST)
+            check_count(key, number, least, MOST_CONTROLS if key.startswith(("controls.", "attribution.neurons")) else MOST)
     if config.engine.path not in (None, *ENGINE_PATHS):
         raise EmosteerError(f"engine.path={config.engine.path}: choose one of {', '.join(ENGINE_PATHS)}, or null for the fastest")
     _check_generation(config)

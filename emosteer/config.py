@@ -150,6 +150,8 @@ class AttributionConfig:
     """denoising, clean activations into the corrupted run, shows what suffices; noising, the way back, shows what is needed."""
     blocks: int = 1
     """How many of the blocks ranked first `layer=auto` takes."""
+    neurons: int = 0
+    """How many of the MLP neurons with the largest scores are kept, each checked by exact patching; 0 scores none."""
     check: int = 5
     """Of each site so many of the strongest components and as many random ones are compared with exact patching; 0 for none."""
 

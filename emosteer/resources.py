@@ -231,7 +231,15 @@ class Resources:
         cases = prepare(self.model, self.store.diagnostic_pairs(cell.attribution.diagnostics), what.measure)
         on_progress = self._telling(f"attribution patching of {_pair_name(cell)}", "pairs")
         config = cell.attribution.config
-        found = attribute(self.model, cases, config.steps, on_progress, direction=config.direction, method=config.method)
+        found = attribute(
+            self.model,
+            cases,
+            config.steps,
+            on_progress,
+            direction=config.direction,
+            method=config.method,
+            neurons=config.neurons,
+        )
         key = cell.attribution_id
         seconds = time.perf_counter() - started
         checked_by = self._check(cell, cases, found)
@@ -259,6 +267,11 @@ class Resources:
             "first_share": certainty.first_share.tolist(),
             "by_role": {site: {role: one.mean(0).tolist() for role, one in own.items()} for site, own in found.by_role().items()},
             "no_heads": found.no_heads,
+            "neurons": {
+                at: [[*place, score] for place, score in zip(own.places, own.scores.mean(0).tolist(), strict=True)]
+                for at, own in (("last", found.neurons_last), ("all", found.neurons_everywhere))
+                if own is not None
+            },
             "check": [agreement.to_json() for agreement in checked_by],
             "seconds": round(seconds, 3),
             "check_seconds": round(time.perf_counter() - started - seconds, 3),

@@ -13,7 +13,7 @@ from torch import Tensor
 from emosteer.attribution.case import PROJECTION, Case, metric
 from emosteer.attribution.graph import Bytes, counting
 from emosteer.attribution.scores import SITES
-from emosteer.model.anatomy import BEFORE, HEAD
+from emosteer.model.anatomy import BEFORE, HEAD, NEURON
 from emosteer.model.capture import Place, enters_whole, every_place, watching
 from emosteer.model.language_model import LanguageModel
 from emosteer.model.memory import free_memory, give_back, is_out_of_memory
@@ -134,8 +134,8 @@ def measured(model: LanguageModel, run: Run, cases: Sequence[Case]) -> Tensor:
 
 
 def scored_places(model: LanguageModel) -> list[Place]:
-    """All of which a score is taken: every site at every block, with heads if they are found, and what enters the first block."""
-    sites = (*SITES, HEAD) if model.anatomy.n_heads else SITES
+    """All of which a score is taken: every site at every block, with heads and neurons if found, and what enters the first block."""
+    sites = (*SITES, *([HEAD] if model.anatomy.n_heads else []), *([NEURON] if model.anatomy.down else []))
     return [(BEFORE, 0), *every_place(model.anatomy, sites)]
 
 
