@@ -110,7 +110,8 @@ def _embeddings(found: Attribution) -> Tensor:
 
 def _neurons(model: LanguageModel, cases: list[Case], position: str) -> Comparison:
     """The strongest and as many random ones, which have to be told apart."""
-    n = model.n_blocks * with_neurons(model).anatomy.down[0].weight.shape[1]
+    kept = with_neurons(model).anatomy.down[0].get_parameter("weight")
+    n = model.n_blocks * int(kept.shape[1])
     drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     means, places = {}, None
     for name, how in METHODS.items():
