@@ -299,9 +299,8 @@ def _first_block(facts: dict[str, Any]) -> str:
     if "first_share" not in facts:  # of an older version
         return f"block {block} first"
     share, low, high = (facts[key][block] for key in ("first_share", "block_scores_low", "block_scores_high"))
-    text = (
-        f"block {block} first, in {share:.0%} of resamples; adds {facts['block_scores'][block]:+.2f} nats [{low:+.2f}, {high:+.2f}]"
-    )
+    adds, unit = f"{facts['block_scores'][block]:+.2f}", facts.get("unit", "nats")
+    text = f"block {block} first, in {share:.0%} of resamples; adds {adds} {unit} [{low:+.2f}, {high:+.2f}]"
     other = max((b for b in range(len(facts["first_share"])) if b != block), key=lambda b: facts["first_share"][b], default=block)
     return text + (f"; block {other} in {facts['first_share'][other]:.0%}" if other != block and facts["first_share"][other] else "")
 

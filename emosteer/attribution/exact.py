@@ -14,15 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emosteer.attribution.case import Case, metric
+from emosteer.attribution.case import Case
 from emosteer.attribution.graph import skipping
-from emosteer.attribution.runs import Run, common_head, runs_of
+from emosteer.attribution.runs import Run, common_head, measured, runs_of
 from emosteer.errors import EmosteerError
-from emosteer.model.anatomy import HEAD, KEY, QUERY, TOLERANCE, hidden
+from emosteer.model.anatomy import HEAD, KEY, NEURON, QUERY, TOLERANCE, hidden
 from emosteer.model.attention import opened, with_open_attention
 from emosteer.model.batches import Progress, run_in_batches, silent
 from emosteer.model.capture import Place, every_place, watching
-from emosteer.model.heads import n_parts, parted, with_heads
+from emosteer.model.heads import n_parts, parted, with_heads, with_neurons
 from emosteer.model.language_model import LanguageModel
 from emosteer.model.prefix import agrees
 
@@ -31,7 +31,7 @@ ALL = "all"
 FIRST_DIFFERENCE = "first_difference"
 
 Component = tuple[str, int] | tuple[str, int, int]
-"""A site at a block; of heads with the head's number."""
+"""A site at a block; of heads and neurons with their number."""
 
 BATCH_TOKENS = 1024
 """In all rows that are patched together, what is read before and padding included."""
@@ -72,7 +72,7 @@ def patch_components(
     Args:
         model: the language model.
         cases: aligned ones, unless `at` is the last position.
-        components: a site at a block each, as of `patch_exactly`; of heads with the head's number.
+        components: a site at a block each, as of `patch_exactly`; of heads and MLP neurons with their number.
         at: `last` (position), `all` positions at once, each case's `first_difference`, or a position counted from the end (-1).
         on_progress: told the scores that are there; each takes a row of a run.
 
@@ -83,6 +83,8 @@ def patch_components(
     sites = {component[0] for component in components}
     if sites & {HEAD, QUERY, KEY}:
         model = with_heads(model)
+    if NEURON in sites:
+        model = with_neurons(model)
     if sites & {QUERY, KEY}:
         model = with_open_attention(model)
         with opened(model):
@@ -132,8 +134,8 @@ def _scores(
     lots = _lots(components, max(1, BATCH_TOKENS // (corrupted.length * len(cases))))
     beginnings = _Beginnings(model, {components[lot[0]][1] for lot in lots})
     with beginnings.recorded():
-        start = metric(corrupted.last_logits(model), cases)
-    beginnings.try_with(lambda: metric(corrupted.last_logits(model), cases), start)
+        start = measured(model, corrupted, cases)
+    beginnings.try_with(lambda: measured(model, corrupted, cases), start)
     for lot in lots:
         some = [components[number] for number in lot]
 
@@ -145,8 +147,7 @@ def _scores(
             return states
 
         with beginnings.skipped(some[0][1], len(some)), watching(model.anatomy, {component[:2] for component in some}, put):
-            logits = corrupted.times(len(some)).last_logits(model)
-        patched = metric(logits, list(cases) * len(some))
+            patched = measured(model, corrupted.times(len(some)), list(cases) * len(some))
         yield lot, (patched.view(len(some), len(cases)) - start).T.cpu()
 
 
@@ -206,6 +207,8 @@ def _own(model: LanguageModel, states: Tensor, component: Component) -> Tensor:
     """Of a place's states what is the component, as a view."""
     if len(component) == 2:
         return states
+    if component[0] == NEURON:
+        return states[..., component[2] : component[2] + 1]
     return parted(states, n_parts(model.anatomy, component[0]))[..., component[2], :]
 
 

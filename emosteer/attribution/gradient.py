@@ -33,17 +33,17 @@ import torch
 from torch import Tensor
 
 from emosteer.attribution.attention_fix import ALL, LAST, AttentionFix
-from emosteer.attribution.case import MIN_PAIRS, Case, metric
+from emosteer.attribution.case import MIN_PAIRS, Case
 from emosteer.attribution.graph import checkpointed, dropping, frozen
-from emosteer.attribution.runs import Plan, Run, plan, runs_of, scored_places
-from emosteer.attribution.scores import ADDING_SITES, DENOISING, NOISING, ROLES, SITES, Attribution
+from emosteer.attribution.runs import Plan, Run, measured, plan, runs_of, scored_places
+from emosteer.attribution.scores import ADDING_SITES, DENOISING, NOISING, ROLES, SITES, Attribution, Neurons
 from emosteer.config import ATTRIBUTION_METHODS, DIRECTIONS
 from emosteer.errors import EmosteerError
-from emosteer.model.anatomy import BEFORE, HEAD, KEY, QUERY
+from emosteer.model.anatomy import BEFORE, HEAD, KEY, NEURON, QUERY
 from emosteer.model.attention import attended, opened, with_open_attention
 from emosteer.model.batches import Progress, run_in_batches, silent
 from emosteer.model.capture import Place, replace_output, watching
-from emosteer.model.heads import parted, with_heads
+from emosteer.model.heads import parted, with_heads, with_neurons
 from emosteer.model.language_model import LanguageModel
 from emosteer.model.memory import give_back, is_out_of_memory
 
@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 PATCHING, ATP_STAR, _ = ATTRIBUTION_METHODS
 
-SUMMED = (*ADDING_SITES, HEAD, QUERY, KEY)
+SUMMED = (*ADDING_SITES, HEAD, QUERY, KEY, NEURON)
 """Sites that are scored over all positions at once, where they are scored."""
 STEPS_LAST = 1
 STEPS_ELSEWHERE = 5
@@ -65,10 +65,11 @@ def attribute(
     checkpoints: bool | None = None,
     direction: str = DENOISING,
     method: str = PATCHING,
+    neurons: int = 0,
 ) -> Attribution:
     """Score the residual stream, attention, MLP and, where they can be told, heads of every block, and the embeddings.
 
-    AtP* scores queries and keys of every head too.
+    AtP* scores queries and keys of every head too. Neurons of the MLPs are scored all, and the strongest kept.
 
     Args:
         model: the language model.
@@ -78,17 +79,18 @@ def attribute(
         checkpoints: whether each block is computed again for the backward pass, to hold less memory; None where that is needed.
         direction: denoising, clean activations into the corrupted run; or noising, the way back.
         method: attribution_patching; or atp_star, which takes as many forwards and backwards more as there are blocks.
+        neurons: how many of the strongest MLP neurons are kept, at the last position and over all.
 
     Raises:
         EmosteerError: fewer than 8 pairs are aligned under the model's tokenizer, `steps` is less than 1, or AtP* is asked of a
-            model whose heads can't be told or whose attention can't be opened.
+            model whose heads can't be told or whose attention can't be opened, or neurons of one where they can't be told.
     """
     if method not in (PATCHING, ATP_STAR):
         raise EmosteerError(f"attribution.method={method}: choose one of {PATCHING}, {ATP_STAR}")
     if direction not in DIRECTIONS:
         raise EmosteerError(f"attribution.direction={direction}: choose one of {', '.join(DIRECTIONS)}")
     if direction == NOISING:
-        back = attribute(model, [case.swapped() for case in cases], steps, on_progress, checkpoints, method=method)
+        back = attribute(model, [case.swapped() for case in cases], steps, on_progress, checkpoints, method=method, neurons=neurons)
         return replace(back, direction=NOISING, metric_clean=-back.metric_corrupted, metric_corrupted=-back.metric_clean)
     if steps is not None and steps < 1:
         raise EmosteerError(f"attribution.steps={steps}: give at least 1, or null for the default")
@@ -99,6 +101,8 @@ def attribute(
             f"{MIN_PAIRS} are needed: write pairs that are aligned for it, or set attribution=none"
         )
     model, no_heads = _anatomised(model, method)
+    if neurons:
+        model = with_neurons(model)
     with frozen(model.model), opened(model) if method == ATP_STAR else nullcontext():
         patching = _Patching(model, _plan(model, cases, checkpoints, method), steps, method)
         n_done = 0
@@ -107,7 +111,7 @@ def attribute(
             for_all = partial(_told_of_all, on_progress, n_done, len(cases))
             run_in_batches(partial(patching.score_some, group), [patching.plan.size(case) for case in group], 1.0, for_all)
             n_done += len(group)
-    return _gather(patching.scores, cases, aligned, no_heads)
+    return _gather(patching.scores, cases, aligned, no_heads, neurons)
 
 
 def _anatomised(model: LanguageModel, method: str) -> tuple[LanguageModel, str]:
@@ -247,7 +251,7 @@ class _Tally:
         self._differences: dict[Place, Tensor] = {}
         """Clean minus corrupted activation [row, position, width], in the model's dtype; at first the clean one."""
         self._products: dict[Place, Tensor] = {}
-        """[row, position], and for heads [row, head, position]; float32."""
+        """[row, position], for heads [row, head, position], for neurons [row, neuron, 2]; float32."""
         self._is_first = True
 
     def read_clean(self, run: Run, cases: Sequence[Case]) -> Tensor:
@@ -257,7 +261,7 @@ class _Tally:
             self._differences[place] = self._scored(states).clone()
 
         with torch.no_grad(), self._attending(clean=True), watching(self.model.anatomy, self.places, keep):
-            return metric(run.last_logits(self.model), cases).cpu()
+            return measured(self.model, run, cases).cpu()
 
     def add_gradient(self, run: Run, cases: Sequence[Case]) -> Tensor:
         """The run's metric [case]; differences times its gradient are added. The first run must be the corrupted one."""
@@ -270,8 +274,7 @@ class _Tally:
                 self._differences[place] -= self._scored(states.detach())
             seen.add(place)
             # Nothing flows back from a component that the metric does not hang on.
-            parts = (self.model.anatomy.n_heads,) if place[0] == HEAD else ()
-            self._products.setdefault(place, torch.zeros(states.shape[0], *parts, self.n_positions, device=states.device))
+            self._products.setdefault(place, torch.zeros(states.shape[0], *self._shape(place, states), device=states.device))
             copy = None
             if not states.requires_grad:
                 # The weights are frozen, so the graph begins here. The model goes on with a copy, as it may change it in place.
@@ -282,7 +285,7 @@ class _Tally:
             return copy
 
         with torch.enable_grad(), self._attending(), watching(self.model.anatomy, self.places, look):
-            value = metric(run.last_logits(self.model), cases)
+            value = measured(self.model, run, cases)
             torch.autograd.grad(value.sum(), begins, allow_unused=True)
         self._is_first = False
         return value.detach().cpu()
@@ -292,7 +295,7 @@ class _Tally:
 
         Returns:
             [row, block, position], and for heads and queries [row, block, head, position]. For keys [row, block, head of keys, 2]:
-            all positions at once, and the last.
+            all positions at once, and the last; for neurons likewise.
         """
         if self.fix and site in (QUERY, KEY):
             return self.fix.scores(site, steps)
@@ -312,8 +315,17 @@ class _Tally:
             return nullcontext()
         return attended(self.model.anatomy, self.fix.look_at_clean if clean else self.fix.look_at)
 
+    def _shape(self, place: Place, states: Tensor) -> tuple[int, ...]:
+        """Of a row's products."""
+        if place[0] == NEURON:
+            return states.shape[-1], 2
+        return (self.model.anatomy.n_heads, self.n_positions) if place[0] == HEAD else (self.n_positions,)
+
     def _add(self, place: Place, slope: Tensor) -> None:
         product = self._differences[place].float() * self._scored(slope).float()
+        if place[0] == NEURON:
+            self._products[place] += torch.stack([product.sum(1), product[:, -1]], dim=-1)
+            return
         if place[0] == HEAD:
             product = parted(product, self.model.anatomy.n_heads).transpose(1, 2)
         self._products[place] += product.sum(-1)
@@ -334,11 +346,21 @@ def _interpolated(model: LanguageModel, start: Run, end: Run, way: float) -> Ite
 
 
 def _over_all(site: str, scores: Tensor) -> Tensor:
-    """With all positions patched at once: the sum over them [..., position], or what keys have for that."""
-    return scores[..., ALL] if site == KEY else scores.sum(-1)
+    """With all positions patched at once: the sum over them [..., position], or what keys and neurons have for that."""
+    return scores[..., ALL] if site in (KEY, NEURON) else scores.sum(-1)
 
 
-def _gather(scores: dict[str, _Scores], cases: Sequence[Case], aligned: Sequence[Case], no_heads: str) -> Attribution:
+def _strongest(scores: Sequence[dict[str, Tensor]], k: int) -> Neurons | None:
+    """Of neurons [block, neuron] of each case: those with the largest means in absolute value."""
+    if not k:
+        return None
+    own = torch.stack([one[NEURON] for one in scores])
+    order = own.mean(0).flatten().abs().argsort(descending=True, stable=True)[:k]
+    blocks, numbers = torch.unravel_index(order, own.shape[1:])
+    return Neurons(tuple(zip(blocks.tolist(), numbers.tolist(), strict=True)), own[:, blocks, numbers])
+
+
+def _gather(scores: dict[str, _Scores], cases: Sequence[Case], aligned: Sequence[Case], no_heads: str, neurons: int) -> Attribution:
     found, of_aligned = [scores[case.id] for case in cases], [scores[case.id] for case in aligned]
     by_position = {site: _side_by_side([own.by_position[site] for own in of_aligned], aligned) for site in (BEFORE, *SITES)}
     return Attribution(
@@ -346,8 +368,12 @@ def _gather(scores: dict[str, _Scores], cases: Sequence[Case], aligned: Sequence
         aligned_ids=tuple(case.id for case in aligned),
         metric_clean=torch.stack([own.metric_clean for own in found]),
         metric_corrupted=torch.stack([own.metric_corrupted for own in found]),
-        last={site: torch.stack([own.last[site] for own in found]) for site in found[0].last},
-        everywhere={site: torch.stack([own.everywhere[site] for own in of_aligned]) for site in of_aligned[0].everywhere},
+        last={site: torch.stack([own.last[site] for own in found]) for site in found[0].last if site != NEURON},
+        everywhere={
+            site: torch.stack([own.everywhere[site] for own in of_aligned]) for site in of_aligned[0].everywhere if site != NEURON
+        },
+        neurons_last=_strongest([own.last for own in found], neurons),
+        neurons_everywhere=_strongest([own.everywhere for own in of_aligned], neurons),
         residual_by_position=by_position["residual"],
         embeddings_by_position=by_position[BEFORE][:, 0],
         added_by_position={site: by_position[site] for site in ADDING_SITES},

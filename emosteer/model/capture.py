@@ -14,8 +14,8 @@ from emosteer.model.attention import attended, showing
 
 Site = str
 Place = tuple[Site, int]
-"""A site at a block: residual, attention or mlp, which modules put out; before or head, which enter one; query or key, inside of a
-model whose attention is opened."""
+"""A site at a block: residual, attention or mlp, which modules put out; before, head or neuron, which enter one; query or key,
+inside of a model whose attention is opened."""
 Look = Callable[[Place, Tensor], Tensor | None]
 """Sees a place's output [row, position, width]; what it returns, if anything, goes on in that one's stead."""
 
