@@ -146,7 +146,8 @@ def _write(root: Path, path: Path) -> None:
         CONTENT,
     ]
     environment = writer_environment(path.parent.resolve())
-    ending = run_child(command, environment, path.parent, lambda: sum(1 for _ in root.iterdir()), WRITE_PATIENCE)
+    # From the sweep's directory, where `upload` runs too: the paths of artifacts' files start there.
+    ending = run_child(command, environment, root.parent, lambda: sum(1 for _ in root.iterdir()), WRITE_PATIENCE)
     if ending.code != 0:
         why = f"no progress for {WRITE_PATIENCE:g} s" if ending.code is None else ending.last_line
         raise EmosteerError(f"W&B runs could not be written: {why}")

@@ -33,7 +33,8 @@ from emosteer.records.sweep import FAILED, Sweep
 from emosteer.tables import Tables, build
 from emosteer.tracking import child, wandb_runs
 from emosteer.tracking import run as run_module
-from emosteer.tracking.sweep_runs import CONFIG_KEYS, sweep_runs
+from emosteer.tracking.axes import CONFIG_KEYS
+from emosteer.tracking.sweep_runs import emotions_in, sweep_runs
 from emosteer.tracking.wandb_login import is_logged_in, resolve, resolve_mode
 from emosteer.tracking.wandb_runs import log_to_wandb
 
@@ -90,8 +91,11 @@ def records(directory: Path) -> dict[str, Any]:
     (log,) = directory.glob("run-*.wandb")
     command = [core, "leet", "inspect", "--no-observability", "--json", "--run-file", log, directory]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    found: dict[str, Any] = {"summary": {}, "directory": directory}
+    found: dict[str, Any] = {"summary": {}, "directory": directory, "artifacts": [], "metrics": []}
     for record in map(json.loads, lines):
+        if record["type"] in ("artifact", "metric"):
+            found[f"{record['type']}s"].append(record[record["type"]])
+            continue
         if record["type"] == "summary":
             found["summary"] |= record["summary"]["update"]
         else:
@@ -128,6 +132,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Tables, dict[
     attribution = Cell(ATTRIBUTION, pair.model, pair=pair.pair, attribution=pair.attribution)
     join(sweep, [attribution], **tracking())
     put_attribution(sweep.store, attribution)
+    for cell in {task.cell.vector_id: task.cell for task in sweep.tasks() if task.cell.vector}.values():
+        put_vector(sweep.store, cell)
     for name in ("effect-a", "effect-b", "dose-response-a"):
         publish_file(sweep.paths.figures / f"{name}.png", PNG)
     failed = made_up_cell(sweep.store, n_prompts=6, coefficient=0.9)
@@ -161,6 +167,19 @@ UNWELCOME = {
 }
 
 
+TEXTS = b'{"id": "a", "positive": "Joy!", "negative": "Grief.", "topic": "x"}\n'
+
+
+def put_vector(store: Store, cell: Cell) -> None:
+    """A vector's files, and the texts that it is made of."""
+    assert cell.vector is not None
+    publish_file(store.paths.vector(cell.vector_id), cell.vector_id.encode())
+    facts = {"id": cell.vector_id, "norm": [1.0] * 8, "residual_norm": [5.0] * 8, "n_pairs": 12, "split_half": [0.9] * 7 + [None]}
+    publish_json(store.paths.vector_facts(cell.vector_id), facts)
+    for digest in filter(None, (cell.vector.texts, cell.neutral)):
+        publish_file(store.paths.texts(digest), TEXTS + digest.encode())
+
+
 def put_attribution(store: Store, cell: Cell) -> None:
     chance = torch.Generator().manual_seed(1)
 
@@ -177,7 +196,13 @@ def put_attribution(store: Store, cell: Cell) -> None:
         residual_by_position=scores(1, 8, 3),
     )
     key = cell.attribution_id
-    summary = {"id": key, "model": "made-up", "pair_ids": list(found.pair_ids), "aligned_ids": list(found.aligned_ids)}
+    summary = {
+        "id": key,
+        "model": "made-up",
+        "ranking": [3, 1],
+        "pair_ids": list(found.pair_ids),
+        "aligned_ids": list(found.aligned_ids),
+    }
     publish_file(store.paths.attribution_scores(key), save(found.tensors()))
     publish_file(store.paths.attribution_heatmap(key), PNG)
     publish_json(store.paths.attribution_summary(key), summary)
@@ -191,7 +216,19 @@ def test_a_run_for_every_settled_cell_and_control_and_one_for_the_sweep(made: Ma
     settled = tables.results[tables.results["status"] != "pending"]
 
     assert len(settled) == len(tables.results) - 1 == 5
-    assert set(runs) == {*settled["cell_id"], "my sweep summary"}
+    kinds = {name: run["run"]["job_type"] for name, run in runs.items() if name not in {*settled["cell_id"]}}
+    (baseline,) = tables.baselines
+    vectors = {name for name, kind in kinds.items() if kind == "vector"}
+    assert vectors == set(tables.results["vector_id"])
+    assert len(vectors) == 3
+    attributions = {name for name, kind in kinds.items() if kind == "attribution"}
+    assert len(attributions) == 1
+    assert kinds == {
+        baseline: "baseline",
+        **dict.fromkeys(vectors, "vector"),
+        **dict.fromkeys(attributions, "attribution"),
+        "my sweep summary": "summary",
+    }
     for row in settled.itertuples():
         run = runs[row.cell_id]["run"]
         assert run["job_type"] == ("control" if row.is_control else "cell")
@@ -233,6 +270,7 @@ def test_metrics_and_their_p_are_those_of_the_results(made: Made) -> None:
     for row in tables.results[tables.results["status"] == "done"].to_dict("records"):
         summary = runs[row["cell_id"]]["summary"]
         logged = runs[row["cell_id"]]["history"]["item"]
+        assert logged["coefficient"] == row["coefficient"]
         expected = {
             k: v for m in METRICS for k, v in row.items() if k.startswith(f"{m}_") and not k.endswith("_q") and not math.isnan(v)
         }
@@ -254,6 +292,62 @@ def test_the_primary_effect_has_a_name_that_all_pairs_share(made: Made) -> None:
         for key in ("delta", "p", "ci_low", "ci_high", "beyond_random", "beyond_random_p"):
             assert summary[f"primary_{key}"] == row[f"{primary}_{key}"]
     assert not [key for key in runs[one(tables, None)]["summary"] if key.startswith("primary_")]
+
+
+def test_metrics_are_curves_over_the_coefficient(made: Made) -> None:
+    _, tables, runs = made
+    for run in runs.values():
+        steps = [metric for metric in run["metrics"] if metric.get("step_metric")]
+        is_steered = run["run"]["job_type"] in ("cell", "control")
+        assert [(metric["glob_name"], metric["step_metric"]) for metric in steps] == ([("*", "coefficient")] if is_steered else [])
+        assert "coefficient" not in run["summary"], "it would stand beside the config's, under the same name"
+
+
+def test_the_baseline_has_the_means_that_cells_are_compared_with(made: Made) -> None:
+    _, tables, runs = made
+    (name,) = tables.baselines
+    row = tables.results[tables.results["status"] == "done"].iloc[0]
+    summary = runs[name]["summary"]
+    assert {m: summary[f"{m}_baseline"] for m in METRICS} == pytest.approx({m: row[f"{m}_baseline"] for m in METRICS})
+    shown = table_of(runs[name], "replies")
+    assert list(shown["reply"]) == list(tables.replies[tables.replies["cell_id"] == name]["reply"])
+    config = config_of(runs[name])
+    assert set(config) == set(CONFIG_KEYS)
+    assert (config["n_prompts"], config["pair"], config["coefficient"], config["kind"]) == (6, None, None, "baseline")
+
+
+def test_lineage_leads_from_texts_over_vectors_to_cells(made: Made) -> None:
+    sweep, tables, runs = made
+    for row in tables.results[tables.results["status"] == "done"].to_dict("records"):
+        cell, vector = runs[row["cell_id"]], runs[row["vector_id"]]
+        (used,) = cell["artifacts"]
+        (made_one,) = [artifact for artifact in vector["artifacts"] if not artifact.get("use_after_commit")]
+        assert used["use_after_commit"]
+        assert (used["name"], used["digest"]) == (made_one["name"], made_one["digest"])
+        file = next(entry for entry in used["manifest"]["contents"] if entry["path"].endswith(".safetensors"))
+        assert not Path(file["local_path"]).is_absolute()
+        assert (sweep.paths.root / file["local_path"]).read_bytes() == row["vector_id"].encode()
+        texts = {artifact["type"] for artifact in vector["artifacts"] if artifact.get("use_after_commit")}
+        assert texts == ({"neutral"} if row["vector_method"] == "random" else {"pairs", "neutral"})
+        assert table_of(vector, "blocks")["residual_norm"].tolist() == [5.0] * 8
+        assert set(config_of(vector)) == set(CONFIG_KEYS)
+    names = {a["name"] for run in runs.values() for a in run["artifacts"] if a["type"] == "pairs"}
+    assert names == {"pairs-joy_sadness", "pairs-trust_disgust"}
+
+
+def test_an_attribution_has_its_scores_and_its_heatmap(made: Made) -> None:
+    _, tables, runs = made
+    (run,) = [run for run in runs.values() if run["run"]["job_type"] == "attribution"]
+    assert table_of(run, "attribution_scores")["block"].tolist() == list(range(8))
+    assert run["summary"]["first_block"] == 3
+    assert len(run["summary"]["attribution_heatmap.filenames"]) == 1
+    assert {artifact["type"] for artifact in run["artifacts"]} == {"attribution"}
+    assert config_of(run)["attribution_id"] in tables.attributions
+
+
+def test_emotion_words_are_those_that_are_scored() -> None:
+    assert emotions_in("I am glad, not horrible.") == "glad (joy positive anticipation), horrible (disgust)"
+    assert emotions_in(None) is None
 
 
 def test_replies_stand_side_by_side(made: Made) -> None:
