@@ -30,6 +30,7 @@ from emosteer.records.cell import ATTRIBUTION, CELL, CONTROL, Cell
 from emosteer.records.publish import publish_file, publish_json
 from emosteer.records.store import Store
 from emosteer.records.sweep import FAILED, Sweep
+from emosteer.scoring.nrc import CATEGORIES, nrc
 from emosteer.tables import Tables, build
 from emosteer.tracking import child, wandb_runs
 from emosteer.tracking import run as run_module
@@ -346,7 +347,11 @@ def test_an_attribution_has_its_scores_and_its_heatmap(made: Made) -> None:
 
 
 def test_emotion_words_are_those_that_are_scored() -> None:
-    assert emotions_in("I am glad, not horrible.") == "glad (joy positive anticipation), horrible (disgust)"
+    reply = "I am glad, not horrible: your gift was the best gift."
+    shown = emotions_in(reply)
+    assert shown is not None
+    assert shown.startswith("glad (joy")
+    assert {c: 100 * shown.count(c) / 11 for c in CATEGORIES} == pytest.approx({c: v for c, (v,) in nrc([reply]).items()})
     assert emotions_in(None) is None
 
 
@@ -429,7 +434,7 @@ def test_a_second_time_writes_nothing(logged: Sweep, monkeypatch: pytest.MonkeyP
     log_to_wandb(logged, build(logged))
 
     assert contents(logged) == before
-    assert len(before) == 5
+    assert len(before) == 6
 
 
 def test_a_grown_sweep_writes_its_new_cells_and_the_summary_only(logged: Sweep) -> None:
@@ -441,8 +446,8 @@ def test_a_grown_sweep_writes_its_new_cells_and_the_summary_only(logged: Sweep) 
     runs = runs_of(logged)
     new = {run["run"]["display_name"] for run in runs.values() if run["directory"].name not in before}
     assert new == {"my sweep summary", *(cell.id for cell in added)}
-    assert len(runs) == 5 + len(added)
-    assert len({name for name in before if name in after}) == 4
+    assert len(runs) == 6 + len(added)
+    assert len({name for name in before if name in after}) == 5
     assert all(after[name] == before[name] for name in before if name in after)
     ids = [run["run"]["run_id"] for run in runs.values()]
     assert len(set(ids)) == len(ids)
@@ -450,7 +455,7 @@ def test_a_grown_sweep_writes_its_new_cells_and_the_summary_only(logged: Sweep) 
 
 def test_what_a_crash_leaves_ends_in_one_whole_directory_per_run(logged: Sweep) -> None:
     ids = sorted(name.rpartition("-")[2] for name in contents(logged))
-    doubled, stale, torn, gone, other = directories(logged)
+    doubled, stale, torn, gone, other, _ = directories(logged)
     shutil.copytree(doubled, doubled.with_name(f"offline-run-20200101_000000-{ids_of(doubled)}"))
     (stale / "emosteer-content").write_text("of an older sweep")
     next(torn.glob("*.wandb")).unlink()
@@ -506,7 +511,7 @@ def test_without_a_key_the_command_to_upload_is_told(sweep: Sweep, told: pytest.
     log_to_wandb(sweep, build(sweep))
 
     assert not [record for record in told.records if record.levelno > logging.INFO]
-    assert "5 runs are not uploaded" in told.text
+    assert "6 runs are not uploaded" in told.text
     command = told.messages[-1].partition("wandb login; ")[2]
     listed = subprocess.run(["bash", "-c", command.replace("wandb sync", "ls -d")], check=True, capture_output=True, text=True)
     assert listed.stdout.split("\n")[:-1] == [str(path) for path in directories(sweep)]
@@ -525,7 +530,7 @@ def test_uploads_what_is_new_where_a_key_is_configured(
         assert set(server.runs) == {ids_of(directory) for directory in directories(sweep)}
         assert {run["groupName"] for run in server.runs.values()} == {"my sweep"}
         assert {run["project"] for run in server.runs.values()} == {"emotions"}
-        assert all("joy_p" in server.history[ids_of(d)][0] for d in directories(sweep) if ids_of(d) != summary_id(sweep))
+        assert all("joy_baseline" in server.history[ids_of(d)][0] for d in directories(sweep) if ids_of(d) != summary_id(sweep))
         assert {path.split("/")[2] for path in server.files if ".table.json" in path} == set(server.runs)
         assert not [record for record in told.records if record.levelno > logging.INFO]
 
@@ -558,7 +563,7 @@ def test_a_server_that_hangs_costs_the_stated_time_and_a_warning(
 
     assert patience <= took < patience + 2
     (warning,) = [record.getMessage() for record in told.records if record.levelno >= logging.WARNING]
-    assert "5 of 5 runs are not uploaded (no progress for 3 s)" in warning
+    assert "6 of 6 runs are not uploaded (no progress for 3 s)" in warning
     assert "wandb sync" in warning
     assert KEY not in warning
     assert contents(sweep) == before
