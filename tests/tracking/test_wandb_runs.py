@@ -296,7 +296,7 @@ def test_the_primary_effect_has_a_name_that_all_pairs_share(made: Made) -> None:
 
 
 def test_metrics_are_curves_over_the_coefficient(made: Made) -> None:
-    _, tables, runs = made
+    _, _, runs = made
     for run in runs.values():
         steps = [metric for metric in run["metrics"] if metric.get("step_metric")]
         is_steered = run["run"]["job_type"] in ("cell", "control")
