@@ -24,6 +24,7 @@ from emosteer.sweep_cli.power import power
 from emosteer.sweep_cli.report import report
 from emosteer.sweep_cli.retry import retry
 from emosteer.sweep_cli.status import status
+from emosteer.sweep_cli.sync import sync
 from emosteer.sweep_cli.watch import watch
 
 CANNOT = 2
@@ -84,6 +85,7 @@ def about(
       emosteer-sweep watch default    the same while it runs
       emosteer-sweep logs default ID  what was written about a cell
       emosteer-sweep report default   tables, figures and summary again
+      emosteer-sweep sync default     its runs to Weights & Biases
       emosteer-sweep power default --effect 1
                                       how many prompts an effect needs
       emosteer-sweep retry default    run again what failed
@@ -105,7 +107,7 @@ def about(
         typer.echo(ctx.get_help())
 
 
-for command in (ls, status, watch, logs, report, power, retry, cancel, gc):
+for command in (ls, status, watch, logs, report, sync, power, retry, cancel, gc):
     app.command()(command)
 app.add_typer(workers.app, name="workers")
 

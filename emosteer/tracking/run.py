@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 import re
@@ -112,6 +113,26 @@ class Run:
         """As `wandb_writer` reads it."""
         data = asdict(self)
         return {**data, **data.pop("to"), "id": self.id, "content": self.content()}
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What came of an upload."""
+
+    n_runs: int
+    n_uploaded: int
+    """By this upload; the others were there."""
+    n_left: int
+    reason: str
+    """Why some are left."""
+    project: str
+    entity: str | None
+
+
+def is_installed(package: str) -> bool:
+    """Whether a tracker's package is; a folder of its name in the current directory, as wandb itself makes them, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None
 
 
 def cut(

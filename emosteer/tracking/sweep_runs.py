@@ -16,8 +16,9 @@ import pandas as pd
 
 from emosteer.records.cell import ATTRIBUTION, BASELINE, Cell
 from emosteer.records.sweep import DONE, FAILED, PENDING, Sweep
+from emosteer.scored import prompt_means
 from emosteer.scoring.nrc import emotion_words
-from emosteer.tables import Tables, prompt_means
+from emosteer.tables import Tables
 from emosteer.tracking.axes import AXES, baseline_config, cell_config, shared_config
 from emosteer.tracking.origins import Origins, attribution_scores
 from emosteer.tracking.run import Artifact, Destination, Picture, Run, Scalar, Table, cut, named, picture, plain, table

@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -512,9 +513,8 @@ def test_without_a_key_the_command_to_upload_is_told(sweep: Sweep, told: pytest.
 
     assert not [record for record in told.records if record.levelno > logging.INFO]
     assert "6 runs are not uploaded" in told.text
-    command = told.messages[-1].partition("wandb login; ")[2]
-    listed = subprocess.run(["bash", "-c", command.replace("wandb sync", "ls -d")], check=True, capture_output=True, text=True)
-    assert listed.stdout.split("\n")[:-1] == [str(path) for path in directories(sweep)]
+    command = shlex.split(told.messages[-1].partition("wandb login; ")[2])
+    assert command == ["emosteer-sweep", "sync", str(sweep.paths.root)]
 
 
 def test_uploads_what_is_new_where_a_key_is_configured(
@@ -564,7 +564,7 @@ def test_a_server_that_hangs_costs_the_stated_time_and_a_warning(
     assert patience <= took < patience + 2
     (warning,) = [record.getMessage() for record in told.records if record.levelno >= logging.WARNING]
     assert "6 of 6 runs are not uploaded (no progress for 3 s)" in warning
-    assert "wandb sync" in warning
+    assert "emosteer-sweep sync" in warning
     assert KEY not in warning
     assert contents(sweep) == before
 
