@@ -153,6 +153,10 @@ class SweepPaths:
         return self.root / "logs"
 
     @property
+    def tracking_log(self) -> Path:
+        return self.logs / "tracking.log"
+
+    @property
     def failures(self) -> Path:
         return self.root / "failures"
 

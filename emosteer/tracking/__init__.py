@@ -6,16 +6,37 @@ of it.
 
 from __future__ import annotations
 
+import logging
+
 from emosteer.errors import EmosteerError
 from emosteer.records.sweep import Sweep
 from emosteer.tables import Tables
+from emosteer.tracking import background
 from emosteer.tracking.run import Synced
 
 NONE, WANDB = "none", "wandb"
 
 
+log = logging.getLogger(__name__)
+
+
 def log_sweep(sweep: Sweep, tables: Tables) -> None:
-    """Log a sweep to the tracker of its newest command; raises EmosteerError for one that is unknown."""
+    """Log a sweep to the tracker of its newest command, in a process of its own, so that nobody waits for a network.
+
+    With `tracking.wait`, and where that process would be ended with this one, here.
+    """
+    settings = sweep.settings()["tracking"]
+    if settings["name"] == NONE:
+        return
+    if settings.get("wait") or background.ends_with_this_process():
+        log_now(sweep, tables)
+        return
+    background.start(sweep)
+    log.info("tracking goes on in the background: see %s; `emosteer-sweep sync` completes it", sweep.paths.tracking_log)
+
+
+def log_now(sweep: Sweep, tables: Tables) -> None:
+    """Log a sweep to the tracker of its newest command, and wait for it; raises EmosteerError for one that is unknown."""
     name = sweep.settings()["tracking"]["name"]
     if name == NONE:
         return

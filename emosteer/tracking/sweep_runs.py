@@ -26,6 +26,8 @@ from emosteer.tracking.run import Artifact, Destination, Picture, Run, Scalar, T
 SUMMARY = "summary"
 PRIMARY = "primary"
 Q = "_q"
+OF_A_FAMILY = (Q, "_holm")
+"""Ends of columns that change with every cell that joins the sweep."""
 SIGNIFICANT = 0.05
 
 FACTS = ("status", "n_tokens", "n_controls", "seconds", "attempt", "perplexity_ratio")
@@ -61,7 +63,8 @@ def sweep_runs(sweep: Sweep, tables: Tables, to: Destination) -> Iterator[Run]:
 
 def metric_names(results: pd.DataFrame) -> list[str]:
     """The metrics that a results table has columns of."""
-    return [str(column).removesuffix("_delta") for column in results if str(column).endswith("_delta")]
+    found = [str(column).removesuffix("_delta") for column in results if str(column).endswith("_delta")]
+    return [name for name in found if not name.startswith(f"{PRIMARY}_")]
 
 
 def cell_run(
@@ -111,7 +114,8 @@ def baseline_run(cell: Cell, tables: Tables, to: Destination) -> Run:
 def effects(row: pd.Series[Any], metrics: Iterable[str]) -> dict[str, Scalar]:
     """A cell's metrics by column name, its primary metric's once more as `primary_*`, and how the cell went; no q."""
     columns = metric_columns(row.index, metrics)
-    values = {column: plain(row[column]) for column in (*FACTS, *columns) if column in row.index}
+    own = [c for c in map(str, row.index) if c.startswith(f"{PRIMARY}_") and not c.endswith(OF_A_FAMILY)]
+    values = {column: plain(row[column]) for column in (*FACTS, *own, *columns) if column in row.index}
     values |= {f"{PRIMARY}_{suffix}": plain(row[f"{row[PRIMARY]}_{suffix}"]) for suffix in _suffixes(columns, row[PRIMARY])}
     return {column: value for column, value in values.items() if value is not None}
 
