@@ -60,6 +60,8 @@ class Server:
     """Run id -> run."""
     artifacts: dict[str, dict[str, Any]] = field(default_factory=dict)
     """By name and digest, which are `<name>:<digest>`."""
+    views: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Workspace views and reports, by id."""
     uploads: Counter[str] = field(default_factory=Counter)
     """How often each file was sent."""
     unknown: list[str] = field(default_factory=list)
@@ -270,7 +272,31 @@ def _use(state: Server, variables: dict[str, Any]) -> dict[str, Any]:
     return {"useArtifact": {"artifact": {"id": variables["artifactID"], "digest": "d", "description": None, "state": "COMMITTED"}}}
 
 
+def _upsert_view(state: Server, variables: dict[str, Any]) -> dict[str, Any]:
+    key = variables.get("id") or f"view{len(state.views)}"
+    state.views[key] = variables
+    project = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
+    told = {name: variables.get(name) for name in ("type", "name", "displayName", "description", "spec")}
+    return {"upsertView": {"view": {"id": key, **told, "project": project, "updatedAt": "2026-01-01T00:00:00Z"}, "inserted": True}}
+
+
+def _projects(state: Server, variables: dict[str, Any]) -> dict[str, Any]:
+    """Those of its runs."""
+    names = sorted({run.made["project"] for run in state.held.values() if run.made})
+    facts = {"__typename": "Project", "id": "p", "entityName": ENTITY, "createdAt": "2026-01-01", "isBenchmark": False, "user": None}
+    page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+    return {"models": {"pageInfo": page, "edges": [{"node": {**facts, "name": name}} for name in names]}}
+
+
+def _upsert_project(state: Server, variables: dict[str, Any]) -> dict[str, Any]:
+    name = variables["input"]["name"]
+    return {"upsertModel": {"inserted": True, "project": {"id": "p", "name": name, "entityName": ENTITY}}}
+
+
 ANSWERERS = {
+    "GetProjects(": _projects,
+    "upsertModel(": _upsert_project,
+    "upsertView(": _upsert_view,
     "serverInfo": lambda state, variables: {"serverInfo": {"features": []}},
     "createArtifact(": _create_artifact,
     "createArtifactManifest(": _create_manifest,

@@ -149,6 +149,10 @@ class SweepPaths:
         return self.root / "wandb"
 
     @property
+    def dashboard(self) -> Path:
+        return self.wandb / "dashboard.json"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from emosteer.records.cell import Cell
+from emosteer.records.cell import Cell, Part, VectorSpec
 from emosteer.records.publish import read_json
 from emosteer.records.store import Store
 from emosteer.records.sweep import DONE, FAILED, Sweep
@@ -50,6 +50,7 @@ class Origins:
         own = vector.source if not vector.shuffled else "shuffled"
         texts = [(own, artifact_name(own, cell.pair.name if cell.pair else "texts"), vector.texts)] if vector.texts else []
         texts += [("pairs", artifact_name("pairs", other), other) for other in vector.others]
+        texts += [(vector.source, artifact_name(vector.source, part.name or part.texts), part.texts) for part in _parts(vector)]
         texts += [("neutral", "neutral", cell.neutral)]
         summary = {key: facts.get(key) for key in ("n_pairs", "seconds")} | {"status": DONE}
         blocks = _by_block(facts)
@@ -146,6 +147,11 @@ def attribution_scores(store: Store, attributions: dict[str, str]) -> Table:
         scores = zip(*last, *everywhere, found.block_scores().tolist(), strict=True)
         rows += [[key, pair, model, block, *map(plain, values), ranks[block]] for block, values in enumerate(scores)]
     return Table(columns, rows)
+
+
+def _parts(vector: VectorSpec) -> list[Part]:
+    """The other pairs of a vector that is put together of several."""
+    return [part for part in (*vector.plus, *vector.without) if part.texts]
 
 
 def _file(path: Path) -> File:

@@ -199,6 +199,8 @@ def picture(path: Path, caption: str) -> Picture:
 
 
 def _rounded(data: Any) -> Any:
+    if isinstance(data, int) and not isinstance(data, bool):
+        return float(data)  # a column of whole numbers is one of floats as soon as one is missing
     if isinstance(data, float):
         return float(f"{data:.{HASHED_DIGITS}g}")
     if is_dataclass(data):

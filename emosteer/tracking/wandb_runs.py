@@ -14,7 +14,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,7 @@ def log_to_wandb(sweep: Sweep, tables: Tables) -> None:
         log.warning("W&B runs are not written: %s; or switch it off with tracking=none", MISSING)
         return
     root = sweep.paths.wandb
-    waiting = [one for one in write_runs(root, sweep_runs(sweep, tables, _destination(sweep, settings))) if not one.is_uploaded]
+    waiting = [one for one in write_runs(root, sweep_runs(sweep, tables, destination(sweep))) if not one.is_uploaded]
     if not waiting:
         return
     by_hand = f"emosteer-sweep sync {shlex.quote(str(sweep.paths.root))}"
@@ -111,7 +111,7 @@ def sync_to_wandb(sweep: Sweep, tables: Tables, project: str | None = None, enti
         raise EmosteerError("wandb is disabled, by WANDB_MODE or `wandb disabled`: nothing is uploaded")
     if not is_logged_in():
         raise EmosteerError(f"no key for {server()}: `wandb login`, or set WANDB_API_KEY")
-    to = _destination(sweep, {**settings, **{k: v for k, v in (("project", project), ("entity", entity)) if v}})
+    to = destination(sweep, {key: value for key, value in (("project", project), ("entity", entity)) if value})
     directories = write_runs(sweep.paths.wandb, sweep_runs(sweep, tables, to))
     waiting = [one for one in directories if not one.is_uploaded]
     patience = float(settings.get("upload_patience", UPLOAD_PATIENCE))
@@ -211,6 +211,8 @@ def _alone(root: Path, work: str) -> Iterator[None]:
         claims.release(lease)
 
 
-def _destination(sweep: Sweep, settings: dict[str, Any]) -> Destination:
+def destination(sweep: Sweep, instead: Mapping[str, str] | None = None) -> Destination:
+    """Where a sweep's runs go, by its newest command, or by the keys that are given instead."""
+    settings: dict[str, Any] = {**sweep.settings()["tracking"], **(instead or {})}
     project = resolve("project", settings.get("project")) or PROJECT
     return Destination(project, resolve("entity", settings.get("entity")), group=sweep.name, tags=list(settings.get("tags", [])))

@@ -55,7 +55,7 @@ def sync(sweep: Sweep, *options: str) -> tuple[int, dict[str, Any], str]:
 
 def assert_holds_each_run_once_and_whole(server: Server, sweep: Sweep, project: str = "emotions") -> None:
     """As the records have them: nothing is missing on the server, and nothing is there that is not theirs."""
-    to = wandb_runs._destination(sweep, {**sweep.settings()["tracking"], "project": project})
+    to = wandb_runs.destination(sweep, {"project": project})
     expected = {run.id: run for run in sweep_runs(sweep, build(sweep), to)}
     assert set(server.held) == set(expected)
     for key, run in expected.items():
@@ -127,14 +127,14 @@ def test_outlives_a_server_that_refuses_for_a_while(mode: str, sweep: Sweep, mon
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [TOO_MANY, BROKEN, HANGS, DROPS])
 def test_a_server_that_does_not_recover_costs_its_patience(mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = make_sweep(tmp_path, upload_patience=3)
+    sweep = make_sweep(tmp_path, upload_patience=15)
     with stand_in(mode) as server:
         connect(monkeypatch, server)
         began = time.monotonic()
         code, told, _ = sync(sweep)
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 90
         assert (code, told["n_left"], told["n_uploaded"]) == (1, 6, 0)
-        assert f"no progress for 3 s, from {server.url}" in told["reason"]
+        assert f"no progress for 15 s, from {server.url}" in told["reason"]
         assert server.requests > 0
         server.mode = ANSWERS
         join(sweep, [], **tracking(upload_patience=60))
