@@ -18,6 +18,7 @@ from torch import Tensor
 
 from emosteer.attribution import Attribution, Case, attribute, prepare
 from emosteer.attribution.check import Agreement, check
+from emosteer.attribution.scores import DENOISING
 from emosteer.errors import EmosteerError
 from emosteer.figures import attribution_heatmap
 from emosteer.measures import Explained, explained
@@ -351,9 +352,8 @@ def read_attribution(store: Store, key: str) -> Attribution | None:
     if summary is None or scores is None:
         return None
     try:
-        return Attribution.from_tensors(
-            load(scores), tuple(summary["pair_ids"]), tuple(summary["aligned_ids"]), summary.get("no_heads", "")
-        )
+        ids = tuple(summary["pair_ids"]), tuple(summary["aligned_ids"])
+        return Attribution.from_tensors(load(scores), *ids, summary.get("no_heads", ""), summary.get("direction", DENOISING))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         put_aside(store.paths.attribution(key), f"{type(error).__name__}: {error}")
         return None
