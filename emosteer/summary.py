@@ -257,7 +257,7 @@ def _confirmations(confirmations: pd.DataFrame) -> list[RenderableType]:
 
 def _examples(tables: Tables, best: pd.Series[Any], heading: str) -> RenderableType:
     replies = tables.replies
-    keys = ["prompt_id", "sample"]
+    keys = ["prompt_id", "sample", "turn"]
     steered = replies[replies["cell_id"] == best["cell_id"]].set_index(keys)
     baseline = replies[replies["cell_id"] == best["baseline_id"]].set_index(keys)
     table = Table(show_lines=True, title_justify="left", title_style="bold", expand=True)

@@ -72,7 +72,7 @@ class Tables:
     results: pd.DataFrame
     """A row per cell and control."""
     replies: pd.DataFrame
-    """A row per (cell, prompt, sample), the baseline's rows under the baseline's id."""
+    """A row per (cell, prompt, sample, turn), the baseline's rows under the baseline's id."""
     trends: pd.DataFrame
     """A row per (pair, layer, ..., metric): the effect's slope over coefficients."""
     confirmations: pd.DataFrame = field(default_factory=pd.DataFrame)
@@ -365,7 +365,8 @@ def _replies(store: Store, scored: Iterable[Scored], metrics: Sequence[str]) -> 
             "cell_id": one.cell.id,
             "prompt_id": [reply.prompt_id for reply in one.replies],
             "sample": [reply.sample for reply in one.replies],
-            "prompt": [texts[key].get(reply.prompt_id, "") for reply in one.replies],
+            "turn": [reply.turn for reply in one.replies],
+            "prompt": [reply.said or texts[key].get(reply.prompt_id, "") for reply in one.replies],
             "reply": [reply.reply for reply in one.replies],
             "is_baseline": one.cell.kind == BASELINE,
             "n_tokens": [len(reply.tokens) for reply in one.replies],

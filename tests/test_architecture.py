@@ -20,7 +20,7 @@ LAYERS = (
     ("engine",),
     ("scoring", "statistics"),
     ("records",),
-    ("checks", "figures", "progress", "sources", "tables", "timesheet", "vector_file"),
+    ("checks", "figures", "progress", "sources", "tables", "timesheet", "turns", "vector_file"),
     ("bench", "composer", "hydra_messages", "objective", "overview", "resources"),
     ("one_line",),
     ("planning", "summary", "tracking", "worker"),
