@@ -56,6 +56,12 @@ class Scored:
         """The prompts' ids, in their order."""
         return list(dict.fromkeys(reply.prompt_id for reply in self.replies))
 
+    def at(self, turn: int) -> Scored:
+        """The same with the dialogues' replies of one turn alone."""
+        kept = [number for number, reply in enumerate(self.replies) if reply.turn == turn]
+        metrics = {metric: [values[number] for number in kept] for metric, values in self.metrics.items()}
+        return Scored(self.cell, self.record, [self.replies[number] for number in kept], metrics)
+
     def matrix(self, metrics: Sequence[str], prompts: Sequence[str]) -> Floats:
         """Per-prompt means [metric, prompt]; NaN where a metric or prompt is missing."""
         missing: dict[str, float] = {}
@@ -77,6 +83,8 @@ class Tables:
     """A row per (pair, layer, ..., metric): the effect's slope over coefficients."""
     confirmations: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A row per pair, model and baseline: what the best readable cell is worth on prompts that did not choose it."""
+    turns: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """A row per cell, turn and metric, where dialogues have several replies: the effect on that reply alone."""
     attributions: dict[str, str] = field(default_factory=dict)
     """Attribution id -> pair, of those that are there."""
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -144,8 +152,15 @@ def build(sweep: Sweep) -> Tables:
         cell.attribution_id: cell.pair.name for cell in cells if cell.kind == ATTRIBUTION and cell.pair and states[cell.id] == DONE
     }
     found = {key: sweep.store.attribution_summary(key) or {} for key in attributions}
-    trends, confirmations = _trends(scored, metrics, settings), _confirmations(scored, metrics, settings)
-    return Tables(results, replies, trends, confirmations, attributions, found)
+    return Tables(
+        results,
+        replies,
+        _trends(scored, metrics, settings),
+        _confirmations(scored, metrics, settings),
+        _turns(scored, metrics, settings),
+        attributions,
+        found,
+    )
 
 
 def scored_cells(sweep: Sweep) -> tuple[dict[str, str], dict[str, Scored]]:
@@ -436,6 +451,31 @@ def _confirmations(scored: dict[str, Scored], metrics: Sequence[str], settings: 
             | {"coefficient": best.cell.coefficient if best else math.nan}
             | numbers
         )
+    return pd.DataFrame(rows)
+
+
+def _turns(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[str, Any]) -> pd.DataFrame:
+    """The effect of each cell of dialogues on each of their replies."""
+    rows = []
+    for own in scored.values():
+        pair, n_turns = own.cell.pair, 1 + max((reply.turn for reply in own.replies), default=0)
+        if own.cell.kind != CELL or pair is None or n_turns == 1 or own.cell.baseline_id not in scored:
+            continue
+        baseline = scored[own.cell.baseline_id]
+        wanted = [metric for metric in dict.fromkeys([pair.primary, *TREND_METRICS]) if metric in metrics]
+        axes = {"pair": pair.name, "layers": _layers(own), "coefficient": own.cell.coefficient}
+        for turn in range(n_turns):
+            effects = paired_effects(
+                *(one.at(turn).matrix(wanted, baseline.prompts) for one in (own, baseline)),
+                seed=seed_of(f"{own.cell.id} turn {turn}"),
+                n_resamples=settings["n_resamples"],
+                confidence=settings["confidence"],
+            )
+            for metric, effect in zip(wanted, effects, strict=True):
+                rows.append(
+                    {"cell_id": own.cell.id, **axes, "turn": turn, "metric": metric, "is_primary": metric == pair.primary}
+                    | asdict(effect)
+                )
     return pd.DataFrame(rows)
 
 

@@ -139,7 +139,8 @@ def context_of(engine: Engine, prompts: Iterable[Prompt], replies: Sequence[Stor
             continue
         held = replies[number - reply.turn : number + 1]
         tokens.append(dialogue.continued(_messages(first, [one.reply for one in held[:-1]], [one.said for one in held[1:]])))
-    return Context(engine, tokens, [reply.tokens for reply in replies], [r.turn for r in replies], [r.said for r in replies])
+    said = [reply.said or by_id[reply.prompt_id].text for reply in replies]
+    return Context(engine, tokens, [reply.tokens for reply in replies], [reply.turn for reply in replies], said)
 
 
 def _go_on(engine: Engine, talks: Sequence[Talk], on_tokens: Callable[[int], None]) -> None:

@@ -51,7 +51,7 @@ class Context:
     turns: list[int] = field(default_factory=list)
     """Which of its dialogue's replies each is, from 0 on; a dialogue's stand side by side. Empty for a scorer that is per reply."""
     said: list[str] = field(default_factory=list)
-    """What the user or partner had said right before each; empty text before a first reply. Empty likewise."""
+    """What each answers: the prompt, or what the user or partner said after the last reply. Empty likewise."""
 
 
 @dataclass(frozen=True)
