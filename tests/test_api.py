@@ -90,7 +90,8 @@ def test_the_defaults_are_the_commands() -> None:
     assert steer == {key: conf[key] for key in ("coefficient", "coefficient_unit", "scope", "intervention", "decay", "seed")}
     assert defaults(emosteer.reply) == {"seed": conf["seed"]}
     vector = {**asdict(VectorConfig()), **OmegaConf.load(CONF / "vector" / "mean_difference.yaml"), "site": conf["site"]}
-    assert defaults(emosteer.build_vector) == {key: value for key, value in vector.items() if key != "source"}
+    elsewhere = ("source", "plus", "without")  # pairs are given, and vectors are put together by combine_vectors
+    assert defaults(emosteer.build_vector) == {key: value for key, value in vector.items() if key not in elsewhere}
     statistics = OmegaConf.load(CONF / "statistics" / "default.yaml")
     assert defaults(emosteer.compare) == {"seed": 0, **{key: statistics[key] for key in ("n_resamples", "confidence")}}
     assert statistics == asdict(StatisticsConfig())
@@ -172,7 +173,10 @@ def test_a_plain_texts_id_and_so_its_sampled_reply_do_not_depend_on_its_neighbou
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ("How are you?", r"prompts='How are you\?': no such file, and none of the shipped confirmation, conversation, dialogues, negotiation, replication"),
+        (
+            "How are you?",
+            r"prompts='How are you\?': no such file, and none of the shipped confirmation, conversation, dialogues, negotiation, replication",
+        ),
         ("x" * 5000, "no such file"),
         ("~nobody knows", "no such file"),
         ([], "prompts is empty"),

@@ -16,7 +16,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from emosteer.records.cell import CELL, Cell
+from emosteer.records.cell import CELL, Cell, Part
 from emosteer.records.publish import publish_json
 from emosteer.records.store import Store
 from emosteer.records.sweep import Sweep
@@ -167,6 +167,18 @@ def test_the_effect_beyond_random_is_against_the_mean_of_the_matching_controls(s
     assert tables.controls["joy_beyond_random"].isna().all()
 
 
+def test_a_row_says_what_its_vector_is_put_together_of(sweep: Sweep, store: Store) -> None:
+    plain = made_up_cell(store)
+    parts = {"plus": (Part("a", "love_hate"), Part("b", "mine", 0.5)), "without": (Part("c", "anger_fear"),)}
+    assert plain.vector is not None
+    cell = dataclasses.replace(plain, vector=dataclasses.replace(plain.vector, **parts))
+    tables = run(sweep, [plain, cell])
+    columns = ["vector_plus", "vector_without"]
+    assert row_of(tables, cell)[columns].tolist() == ["love_hate+0.5 mine", "anger_fear"]
+    assert row_of(tables, plain)[columns].tolist() == ["", ""]
+    assert tables.controls[columns].isna().all().all()
+
+
 def test_the_effect_beyond_shuffled_labels_is_against_the_pairs_own(sweep: Sweep, store: Store) -> None:
     cells = grid(store)[1:6]
     shuffled = {cell.id: [cell.shuffled(i, f"exchanged {i} of {cell.pair}") for i in range(2)] for cell in cells}
@@ -220,7 +232,7 @@ def test_the_primary_metric_has_more_numbers(sweep: Sweep, store: Store) -> None
     tables = run(sweep, grid(store))
     primary = [name for name in tables.results if name.startswith("primary_")]
 
-    assert len(primary) == 7
+    assert len(primary) == 7 + 9, "and what tests/test_caveats.py is about"
     assert tables.controls[primary].isna().all(axis=None)
     for metric, rows in tables.cells.groupby("primary"):
         # The family of q: this metric in all cells, those of other pairs too.
@@ -420,7 +432,7 @@ def test_building_twice_gives_the_same(sweep: Sweep, store: Store) -> None:
     first = run(sweep, grid(store, n_samples=2), n_controls=2)
     second = build(Sweep(sweep.paths.root, Store(store.paths.root)))
 
-    for name in ("results", "replies", "trends", "confirmations"):
+    for name in ("results", "replies", "trends", "confirmations", "agreement"):
         pd.testing.assert_frame_equal(getattr(first, name), getattr(second, name), check_exact=True)
 
 
@@ -436,6 +448,7 @@ def test_the_order_of_cells_does_not_matter(sweep: Sweep, store: Store, tmp_path
         "replies": ["cell_id", "prompt_id", "sample"],
         "trends": ["pair", "layers", "metric"],
         "confirmations": ["pair"],
+        "agreement": ["pair", "metric", "other"],
     }
     for name, key in keys.items():
         ours, theirs = (getattr(t, name).sort_values(key).reset_index(drop=True) for t in (first, second))
