@@ -91,7 +91,8 @@ class Tables:
 
 def build(sweep: Sweep) -> Tables:
     """All tables of a sweep, from the records that are there now."""
-    settings = sweep.settings()["statistics"]
+    whole = sweep.settings()
+    settings = {**whole["statistics"], "nrc": nrc_options(whole["scorers"])}
     cells = [task.cell for task in sweep.tasks()]
     states, scored = scored_cells(sweep)
     metrics = list(dict.fromkeys(metric for one in scored.values() for metric in one.metrics))
@@ -133,7 +134,7 @@ def _row(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     own, baseline = scored.get(cell.id), scored.get(cell.baseline_id)
-    row, nrc = _axes(sweep, cell, state, vector, own), nrc_options(sweep.settings()["scorers"])
+    row = _axes(sweep, cell, state, vector, own)
     if own is None or baseline is None:
         return row
     prompts = baseline.prompts
@@ -151,7 +152,9 @@ def _row(
         **options,
     )
     row |= {f"primary_{key}": value for key, value in asdict(more).items()}
-    row |= primary_caveats(own, baseline, row["primary"], None if place is None else effects[place], nrc, seed_of(cell.id), options)
+    row |= primary_caveats(
+        own, baseline, row["primary"], None if place is None else effects[place], settings["nrc"], seed_of(cell.id), options
+    )
     for key, margin in settings.get("equivalence", StatisticsConfig().equivalence).items():  # old sweeps name no margins
         metric, of_ratio = ("perplexity", True) if key == "perplexity_ratio" else (key, False)
         if metric in metrics:

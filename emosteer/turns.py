@@ -17,7 +17,7 @@ from emosteer.errors import EmosteerError
 from emosteer.model.dialogue import Dialogue
 from emosteer.model.language_model import LanguageModel
 from emosteer.records.store import StoredReply
-from emosteer.scoring.scorer import Context
+from emosteer.scoring.scorer import Answers, Context
 from emosteer.steering import Steering
 
 BEGIN = "Please begin."
@@ -122,13 +122,16 @@ def stored(talks: Iterable[Talk]) -> list[StoredReply]:
     ]
 
 
-def context_of(engine: Engine, prompts: Iterable[Prompt], replies: Sequence[StoredReply]) -> Context:
+def context_of(
+    engine: Engine, prompts: Iterable[Prompt], replies: Sequence[StoredReply], answers: Callable[[str], Answers] | None = None
+) -> Context:
     """What scorers may ask about the replies of one cell; their prompts are those of before, without an instruction.
 
     Args:
         engine: of the model that replied.
         prompts: that began the dialogues.
         replies: all of the cell's, in the order in which they are kept.
+        answers: what scorers were told of texts before, under a key; None where nothing is kept.
     """
     dialogue, by_id = engine.model.dialogue, {prompt.id: prompt for prompt in prompts}
     tokens: list[tuple[int, ...]] = []
@@ -140,7 +143,8 @@ def context_of(engine: Engine, prompts: Iterable[Prompt], replies: Sequence[Stor
         held = replies[number - reply.turn : number + 1]
         tokens.append(dialogue.continued(_messages(first, [one.reply for one in held[:-1]], [one.said for one in held[1:]])))
     said = [reply.said or by_id[reply.prompt_id].text for reply in replies]
-    return Context(engine, tokens, [reply.tokens for reply in replies], [reply.turn for reply in replies], said)
+    context = Context(engine, tokens, [reply.tokens for reply in replies], [reply.turn for reply in replies], said)
+    return context if answers is None else replace(context, answers=answers)
 
 
 def _go_on(engine: Engine, talks: Sequence[Talk], on_tokens: Callable[[int], None]) -> None:
