@@ -81,6 +81,10 @@ class Tables:
     """Attribution id -> pair, of those that are there."""
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Attribution id -> its summary, of the same."""
+    states: dict[str, str] = field(default_factory=dict)
+    """Id of every task, baselines and attributions too -> done, failed or pending."""
+    provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Id of every cell, control and baseline with replies -> where, when and with what they were made."""
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -145,7 +149,8 @@ def build(sweep: Sweep) -> Tables:
     }
     found = {key: sweep.store.attribution_summary(key) or {} for key in attributions}
     trends, confirmations = _trends(scored, metrics, settings), _confirmations(scored, metrics, settings)
-    return Tables(results, replies, trends, confirmations, attributions, found)
+    provenance = {key: dict(one.record.get("provenance") or {}) for key, one in scored.items()}
+    return Tables(results, replies, trends, confirmations, attributions, found, states, provenance)
 
 
 def scored_cells(sweep: Sweep) -> tuple[dict[str, str], dict[str, Scored]]:

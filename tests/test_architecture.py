@@ -24,6 +24,7 @@ LAYERS = (
     ("bench", "composer", "hydra_messages", "objective", "overview", "resources"),
     ("one_line",),
     ("planning", "summary", "tracking", "worker"),
+    ("report",),
     ("arguments", "finaliser", "launcher"),
     ("comparison", "hydra_jobs", "slurm"),
     ("api", "callback", "main", "sweep_cli"),
@@ -46,6 +47,7 @@ UNKNOWN = {
     "records": FRONT_ENDS + MODELS,
     "launcher": MODELS,
     "tables": FRONT_ENDS + MODELS,
+    "report": FRONT_ENDS + ("torch", "transformers"),
 }
 """What a module must not import, at its top or in a function: torch code knows nothing of Hydra, files or W&B, records nothing
 of models."""

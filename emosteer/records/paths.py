@@ -137,6 +137,10 @@ class SweepPaths:
         return self.root / "replies.parquet"
 
     @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
     def figures(self) -> Path:
         return self.root / "figures"
 
