@@ -149,7 +149,9 @@ def build(sweep: Sweep) -> Tables:
     }
     found = {key: sweep.store.attribution_summary(key) or {} for key in attributions}
     trends, confirmations = _trends(scored, metrics, settings), _confirmations(scored, metrics, settings)
-    provenance = {key: dict(one.record.get("provenance") or {}) for key, one in scored.items()}
+    provenance = {
+        key: {"finished_at": one.record.get("finished_at"), **(one.record.get("provenance") or {})} for key, one in scored.items()
+    }
     return Tables(results, replies, trends, confirmations, attributions, found, states, provenance)
 
 

@@ -82,7 +82,7 @@ def _answer(tables: Tables, pair: str, where: str, rows: pd.DataFrame) -> Answer
         verdict = f"{_place(best)} raises {primary} by {signed(number(best[f'{primary}_delta']), digits_of(primary))}"
         verdict += "" if is_good else ", not significantly"
         first = ("Best readable cell", _effect(best, primary))
-    facts = [first, *_beyond(best, primary), ("Cost", _cost(best)), *_confirmation(tables, best, rows), ("Tested", tested)]
+    facts = [first, *_beyond(best, primary), ("Cost", _cost(best)), *_confirmation(tables, rows), ("Tested", tested)]
     return Answer(pair, where, verdict, is_good, str(best["cell_id"]), facts)
 
 
@@ -135,7 +135,7 @@ def _cost(row: pd.Series[Any]) -> str:
     return f"{'; '.join(parts)}." if parts else "not measured: neither perplexity nor duplication is among the scorers."
 
 
-def _confirmation(tables: Tables, best: pd.Series[Any], rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
+def _confirmation(tables: Tables, rows: pd.DataFrame) -> Iterator[tuple[str, str]]:
     """What the choice of the best cell is worth on prompts that did not choose it."""
     found = tables.confirmations
     if found.empty:
@@ -150,10 +150,10 @@ def _confirmation(tables: Tables, best: pd.Series[Any], rows: pd.DataFrame) -> I
             continue
         text = (
             f"{row['primary']} {signed(row['confirmed'], digits)} {interval(row['ci_low'], row['ci_high'], digits)}, "
-            f"{probability('p', row['p'])}; {row['agreement']:.0%} of the halves of the prompts choose that cell."
+            f"{probability('p', row['p'])}; of the {row['n_halves']} halves of the prompts on which a cell is readable {row['agreement']:.0%} choose "
+            f"block {row['layers']} at {row['coefficient']:g}."
         )
-        is_other = str(row["cell_id"]) != str(best["cell_id"])
-        yield label, text + (f" (All prompts together choose block {row['layers']} at {row['coefficient']:g}.)" if is_other else "")
+        yield label, text
 
 
 def _tested(tables: Tables, rows: pd.DataFrame, measured: pd.DataFrame, primary: str) -> str:

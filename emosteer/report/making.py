@@ -39,6 +39,8 @@ class Making:
     facts: list[tuple[str, list[str]]]
     """What is told -> its values."""
     failures: list[Failure]
+    last: str
+    """When the newest of the records was written; empty where there is none."""
     cut: str
     """What is left out; empty where nothing is."""
 
@@ -67,6 +69,7 @@ def making(sweep: Sweep, tables: Tables) -> Making:
         commands[-MOST_COMMANDS:],
         [(label, values) for label, found in facts if (values := list(dict.fromkeys(found)))],
         [_failure(sweep, cell) for cell in failed[:MOST_FAILURES]],
+        max((str(one["finished_at"]) for one in tables.provenance.values() if one.get("finished_at")), default=""),
         " ".join(cut),
     )
 

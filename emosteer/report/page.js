@@ -186,9 +186,9 @@
       const value = fact(column, row);
       if (value !== null) facts.append(make("div", {}, make("dt", {}, column), make("dd", {}, make("bdi", {}, String(value)))));
     }
-    const replies = make("button", { type: "button", "data-replies": id }, "Its replies");
+    const replies = kept?.groups[id] ? make("button", { type: "button", "data-replies": id }, "Its replies") : null;
     byId("cell").hidden = false;
-    replace("cell", title, facts, metricsOf(row), make("p", { class: "links" }, replies));
+    replace("cell", title, facts, metricsOf(row), make("p", { class: "links" }, replies ?? "None of its replies is in this page."));
     markCell();
     title.focus();
     title.scrollIntoView({ block: "nearest" });

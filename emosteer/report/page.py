@@ -10,7 +10,6 @@ import base64
 import gzip
 import hashlib
 import json
-import time
 from functools import lru_cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -56,7 +55,6 @@ def render(sweep: Sweep, tables: Tables, most_replies: int = MOST_REPLIES) -> by
         making=making(sweep, tables),
         attributions=attributions,
         cut=kept["cut"],
-        written=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         plotly=version("plotly"),
         policy=_policy(script, library),
         script=script,
