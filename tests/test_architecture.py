@@ -47,7 +47,7 @@ UNKNOWN = {
     "records": FRONT_ENDS + MODELS,
     "launcher": MODELS,
     "tables": FRONT_ENDS + MODELS,
-    "report": FRONT_ENDS + ("torch", "transformers"),
+    "report": (*FRONT_ENDS, "torch", "transformers"),
 }
 """What a module must not import, at its top or in a function: torch code knows nothing of Hydra, files or W&B, records nothing
 of models."""

@@ -60,7 +60,10 @@ def answers(tables: Tables) -> list[Answer]:
 def _apart(cells: pd.DataFrame, rows: pd.DataFrame) -> str:
     """What of seed and decoding tells these cells from those with another baseline."""
     axes = ("seed", "n_samples", "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_p", "n_prompts")
-    return ", ".join(f"{axis} {rows.iloc[0][axis]}" for axis in axes if axis in cells and cells[axis].nunique() > 1) or "another baseline"
+    return (
+        ", ".join(f"{axis} {rows.iloc[0][axis]}" for axis in axes if axis in cells and cells[axis].nunique() > 1)
+        or "another baseline"
+    )
 
 
 def _answer(tables: Tables, pair: str, where: str, rows: pd.DataFrame) -> Answer:
@@ -74,7 +77,7 @@ def _answer(tables: Tables, pair: str, where: str, rows: pd.DataFrame) -> Answer
         return Answer(pair, where, f"nothing to say: {why}", False, facts=[("Tested", tested)])
     best = best_readable(measured)
     if best is None:
-        best = measured.loc[measured[f"{primary}_delta"].idxmax()]
+        best = measured.nlargest(1, f"{primary}_delta").iloc[0]
         verdict, is_good = f"no cell raises {primary} and stays readable", False
         first = ("Largest effect", _effect(best, primary))
     else:
@@ -150,8 +153,8 @@ def _confirmation(tables: Tables, rows: pd.DataFrame) -> Iterator[tuple[str, str
             continue
         text = (
             f"{row['primary']} {signed(row['confirmed'], digits)} {interval(row['ci_low'], row['ci_high'], digits)}, "
-            f"{probability('p', row['p'])}; of the {row['n_halves']} halves of the prompts on which a cell is readable {row['agreement']:.0%} choose "
-            f"block {row['layers']} at {row['coefficient']:g}."
+            f"{probability('p', row['p'])}; of the {row['n_halves']} halves of the prompts on which a cell is readable "
+            f"{row['agreement']:.0%} choose block {row['layers']} at {row['coefficient']:g}."
         )
         yield label, text
 
@@ -168,6 +171,6 @@ def _tested(tables: Tables, rows: pd.DataFrame, measured: pd.DataFrame, primary:
 
 RULES = (
     f"{RULE} Among readable cells those with q < .05, also beyond the random direction, come first, then the largest rise. "
-    "An effect is the mean difference from the unsteered replies to the same prompts, with its bootstrap interval; q is Benjamini and "
-    "Hochberg's, within each metric. The primary metric was declared before the run; all others are secondary."
+    "An effect is the mean difference from the unsteered replies to the same prompts, with its bootstrap interval; q is Benjamini "
+    "and Hochberg's, within each metric. The primary metric was declared before the run; all others are secondary."
 )

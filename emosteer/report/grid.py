@@ -1,4 +1,4 @@
-"""What the report's heatmaps, curves and cell details are drawn from: the columns of `results`, in a form that a script reads fast."""
+"""What the report's heatmaps, curves and cell details are drawn from: the columns of `results`, as the script reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,19 @@ SLICE = (
 )
 """Columns in which the cells of one heatmap agree."""
 TOLD = (
-    *("model", "dtype", "vector_method", "vector_reading", "vector_source", "site", "scope", "intervention", "decay", "seed", "prompts"),
+    *(
+        "model",
+        "dtype",
+        "vector_method",
+        "vector_reading",
+        "vector_source",
+        "site",
+        "scope",
+        "intervention",
+        "decay",
+        "seed",
+        "prompts",
+    ),
     *("coefficient_unit", "n_samples", "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_p"),
 )
 """Columns that a heatmap's name tells where they vary; its pair it always tells."""
@@ -44,7 +56,8 @@ def metric_names(results: pd.DataFrame) -> list[str]:
 
 def grid(tables: Tables) -> dict[str, Any]:
     """Plain data: `metrics`, `units`, `rows` (column -> values, a row per cell and control), `numbers` (metric -> measure -> values,
-    null where there is none) and `slices` (each with its name and the rows of its cells and controls)."""
+    null where there is none) and `slices` (each with its name and the rows of its cells and controls).
+    """
     results = tables.results.reset_index(drop=True)
     metrics = metric_names(results)
     facts = [column for column in ("cell_id", "is_control", "layer", *FACTS) if column in results]

@@ -23,7 +23,8 @@ DIGITS = 4
 
 def loci(store: Store, tables: Tables) -> list[dict[str, Any]]:
     """Of each attribution that is there: its pair and model, the ranking with what is known of it, the check against exact patching,
-    and heatmaps (name, rows, and scores [row][block] in nats, means over pairs)."""
+    and heatmaps (name, rows, and scores [row][block] in nats, means over pairs).
+    """
     return [_locus(store, key, facts) for key, facts in sorted(tables.found.items()) if facts]
 
 
@@ -79,8 +80,8 @@ def _sentence(facts: dict[str, Any], first: int | None) -> str:
         return f"Block {first} comes first."
     low, high = facts["block_scores_low"][first], facts["block_scores_high"][first]
     return (
-        f"Block {first} comes first, in {facts['first_share'][first]:.0%} of resamples of the prompt pairs: its attention and MLP add "
-        f"{facts['block_scores'][first]:+.2f} nats [{low:+.2f}, {high:+.2f}]. Then come {_listed(facts['ranking'][1:4])}."
+        f"Block {first} comes first, in {facts['first_share'][first]:.0%} of resamples of the prompt pairs: its attention and MLP "
+        f"add {facts['block_scores'][first]:+.2f} nats [{low:+.2f}, {high:+.2f}]. Then come {_listed(facts['ranking'][1:4])}."
     )
 
 

@@ -123,7 +123,10 @@ def _machine(one: dict[str, Any]) -> str:
 
 def _of_time(tables: Tables) -> Iterator[tuple[str, list[str]]]:
     seconds = pd.to_numeric(tables.results["seconds"], errors="coerce") if "seconds" in tables.results else pd.Series(dtype=float)
-    yield "Time", [f"{_span(float(seconds.sum()))} for {count(int(seconds.notna().sum()), 'cell')} and control"] if seconds.any() else []
+    yield (
+        "Time",
+        [f"{_span(float(seconds.sum()))} for {count(int(seconds.notna().sum()), 'cell')} and control"] if seconds.any() else [],
+    )
     again = sum(max(int(one.get("attempt") or 1) - 1, 0) for one in tables.provenance.values())
     yield "Attempts", [f"{again} over the first"] if again else []
 

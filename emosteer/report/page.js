@@ -258,20 +258,39 @@
   }
 
   function plot(chart, traces, shape) {
-    window.Plotly.newPlot(chart, traces, shape, CONFIG);
+    const drawn = window.Plotly.newPlot(chart, traces, shape, CONFIG);
     chart.on("plotly_click", (event) => {
       const id = event.points[0]?.customdata;
       if (typeof id === "string") showCell(id);
     });
+    return drawn;
+  }
+
+  // plotly draws in several steps, and what it draws must not be taken away between them: one drawing waits for the one before.
+  let drawing = Promise.resolve();
+  let newest = 0;
+
+  function inTurn(draw) {
+    const turn = ++newest;
+    document.documentElement.dataset.charts = "drawing";
+    drawing = drawing.then(() => (turn === newest ? draw() : null)).catch(tell).then(() => {
+      if (turn === newest) document.documentElement.dataset.charts = "ready";
+    });
   }
 
   function drawCharts() {
-    if (!hasPlotly) return;
-    for (const old of document.querySelectorAll("#charts .chart")) window.Plotly.purge(old);
-    const figures = slicesShown().flatMap((slice) => [doseResponse(slice), tradeOff(slice)]);
-    replace("charts", ...figures.map((one) => one.whole));
-    if (!figures.length) replace("charts", make("p", {}, "No cell can be drawn."));
-    for (const one of figures) one.draw();
+    if (hasPlotly) inTurn(drawCurves);
+  }
+
+  function drawCurves() {
+    return drawFigures(byId("charts"), slicesShown().flatMap((slice) => [doseResponse(slice), tradeOff(slice)]));
+  }
+
+  function drawFigures(place, figures) {
+    for (const old of place.querySelectorAll(".chart")) window.Plotly.purge(old);
+    place.replaceChildren(...figures.map((one) => one.whole));
+    if (!figures.length) place.append(make("p", {}, "There is nothing to draw."));
+    return Promise.all(figures.map((one) => one.draw()));
   }
 
   function byBlocks(rows) {
@@ -411,13 +430,12 @@
   // Attribution
 
   function drawLoci() {
-    for (const place of document.querySelectorAll("[data-locus]")) {
-      for (const old of place.querySelectorAll(".chart")) window.Plotly.purge(old);
-      const locus = loci[Number(place.dataset.locus)];
-      const figures = [...(locus.blocks.block_scores.length ? [blockScores(locus)] : []), ...locus.heatmaps.map(componentMap)];
-      place.replaceChildren(...figures.map((one) => one.whole));
-      for (const one of figures) one.draw();
-    }
+    const places = [...document.querySelectorAll("[data-locus]")];
+    return Promise.all(places.map((place) => drawFigures(place, locusFigures(loci[Number(place.dataset.locus)]))));
+  }
+
+  function locusFigures(locus) {
+    return [...(locus.blocks.block_scores.length ? [blockScores(locus)] : []), ...locus.heatmaps.map(componentMap)];
   }
 
   function blockScores(locus) {
@@ -552,7 +570,7 @@
     const item = make(
       "li",
       { "data-cell-id": fact("cell_id", row), "data-prompt": id, "data-sample": group.samples[i], "data-effect": effect, "data-cost": cost },
-      make("p", { class: "of" }, make("bdi", {}, `${pair}${place}, prompt ${id}`), `: ${sizes}`),
+      make("h3", { class: "of" }, make("bdi", {}, `${pair}${place}, prompt ${id}`), `: ${sizes}`),
       make("p", { class: "prompt", dir: "auto" }, prompt),
       make(
         "div",
@@ -647,9 +665,9 @@
     byId("reply-count").scrollIntoView();
   }
 
+  // All charts anew: at first, and when the colours change.
   function redraw() {
-    drawCharts();
-    if (hasPlotly) drawLoci();
+    if (hasPlotly) inTurn(() => Promise.all([drawCurves(), drawLoci()]));
   }
 
   function resize(width) {
@@ -680,7 +698,6 @@
     hasPlotly = Boolean(window.Plotly);
     if (!hasPlotly) throw new Error("plotly did not start");
     redraw();
-    document.documentElement.dataset.charts = "ready";
   }
 
   begin().catch(tell);

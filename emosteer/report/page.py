@@ -1,7 +1,7 @@
 """Puts `report.html` together: one file without a network, in which nothing that a model or a user wrote can run.
 
-Texts enter the page in two ways: escaped by the template, or compressed as JSON, which the script puts into the page as text alone. The
-Content-Security-Policy lets two scripts run, ours and plotly's, each by the hash of its text, and forbids every connection.
+Texts enter the page in two ways: escaped by the template, or compressed as JSON, which the script puts into the page as text alone.
+The Content-Security-Policy lets two scripts run, ours and plotly's, each by the hash of its text, and forbids every connection.
 """
 
 from __future__ import annotations
@@ -48,21 +48,25 @@ def render(sweep: Sweep, tables: Tables, most_replies: int = MOST_REPLIES) -> by
     kept = replies(tables, _lemmatises(sweep), most_replies)
     attributions = loci(sweep.store, tables)
     script, style, library = _own("page.js"), _own("page.css"), _plotly()[0]
-    page = _environment().get_template("page.html.j2").render(
-        name=sweep.name,
-        answers=answers(tables),
-        rules=RULES,
-        making=making(sweep, tables),
-        attributions=attributions,
-        cut=kept["cut"],
-        plotly=version("plotly"),
-        policy=_policy(script, library),
-        script=script,
-        style=style,
-        library=_plotly()[1],
-        grid=_packed(grid(tables)),
-        loci=_packed(attributions),
-        replies=_packed(kept),
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            name=sweep.name,
+            answers=answers(tables),
+            rules=RULES,
+            making=making(sweep, tables),
+            attributions=attributions,
+            cut=kept["cut"],
+            plotly=version("plotly"),
+            policy=_policy(script, library),
+            script=script,
+            style=style,
+            library=_plotly()[1],
+            grid=_packed(grid(tables)),
+            loci=_packed(attributions),
+            replies=_packed(kept),
+        )
     )
     return page.encode("utf-8", "replace")
 
@@ -83,7 +87,7 @@ def _own(name: str) -> str:
 
 @lru_cache(maxsize=1)
 def _plotly() -> tuple[str, str]:
-    """plotly's script, and the same compressed. Found, not imported: the script is all that is wanted of the package."""
+    """The script of plotly, and the same compressed. Found, not imported: the script is all that is wanted of the package."""
     spec = find_spec("plotly")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError("the report's charts are drawn by plotly, which is missing: pip install plotly")

@@ -39,7 +39,8 @@ def replies(tables: Tables, lemmatise: bool = True, most: int = MOST_REPLIES) ->
     own = every[every["cell_id"].isin(kept)]
     primaries = tables.cells["primary"].dropna().unique()
     metrics = [metric for metric in dict.fromkeys([*sorted(primaries), *ALWAYS]) if metric in own]
-    marker, prompts = Marker(lemmatise), {}
+    marker = Marker(lemmatise)
+    prompts: dict[tuple[str, str], int] = {}
     groups = {}
     for cell_id, rows in own.groupby("cell_id", sort=False):
         keys = list(zip(rows["prompt_id"], rows["prompt"], strict=True))
@@ -91,7 +92,8 @@ class Marker:
 
     def marks(self, text: str) -> list[int]:
         """Three numbers for each word of a text, in composed form, that counts: how far it begins from the end of the one before, its
-        length, its place in `kinds`."""
+        length, its place in `kinds`.
+        """
         found, end = [], 0
         is_shouted = text.isupper()
         for (begins, ends), word in zip(place_words(text), split_words(text), strict=True):
@@ -109,4 +111,3 @@ class Marker:
             self._numbers[kind] = len(self.kinds)
             self.kinds.append(list(kind))
         return self._numbers[kind]
-

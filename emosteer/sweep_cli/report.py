@@ -22,8 +22,8 @@ def report(sweep: SweepArgument, as_json: JsonOption = False) -> None:
     """Build a sweep's results again from its records.
 
     Tables, figures, report.html, the tracker's runs and the summary are views of the records: of a half-done sweep they hold what is
-    there, and twice they are the same. Needs no model. On disk it replaces, in the sweep's directory, sweep.json, results.parquet, results.csv,
-    replies.parquet, trends.csv, confirmations.csv, report.html, figures/ and, with tracking=wandb, wandb/.
+    there, and twice they are the same. Needs no model. On disk it replaces, in the sweep's directory, sweep.json, results.parquet,
+    results.csv, replies.parquet, trends.csv, confirmations.csv, report.html, figures/ and, with tracking=wandb, wandb/.
 
     \b
     Examples:
