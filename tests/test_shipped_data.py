@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from emosteer.model.language_model import LanguageModel
 
 PAIRS = ("joy_sadness", "trust_disgust", "anger_fear", "anticipation_surprise", "love_hate")
-PROMPTS = {"conversation": 80, "confirmation": 48}
+PROMPTS = {"conversation": 80, "confirmation": 48, "replication": 48}
 NRC_EMOTIONS = {"love": "joy", "hate": "anger"}
 """Where the lexicon has no category of an emotion's name."""
 FIRST_PERSON = re.compile(r"(i|we)('(m|re|ve|d|ll))?|me|mine|my|myself|us|ours?|ourselves")
@@ -305,8 +305,11 @@ def test_no_prompt_shares_six_words_in_a_row_with_what_makes_a_vector_or_a_ranki
     assert {prompt.id: shared for prompt in all_prompts() if (shared := runs(prompt.text, 6) & made_of)} == {}
 
 
-def test_confirmation_prompts_are_new() -> None:
-    for new, known in itertools.product(prompts("confirmation"), prompts("conversation")):
+@pytest.mark.parametrize(
+    ("later", "earlier"), [("confirmation", "conversation"), ("replication", "conversation"), ("replication", "confirmation")]
+)
+def test_prompts_that_confirm_are_new(earlier: str, later: str) -> None:
+    for new, known in itertools.product(prompts(later), prompts(earlier)):
         assert overlap(words(new.text), words(known.text)) <= 0.5, (new.id, known.id)
 
 
