@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from emosteer.records.sweep import FAILED
 from emosteer.report.words import UNITS, count, digits_of, interval, number, probability, signed
 from emosteer.summary import RULE, SIGNIFICANT, best_readable
 from emosteer.tables import Tables
@@ -73,7 +74,7 @@ def _answer(tables: Tables, pair: str, where: str, rows: pd.DataFrame) -> Answer
     measured = done[done[f"{primary}_delta"].notna()] if f"{primary}_delta" in done else done.iloc[:0]
     tested = _tested(tables, rows, measured, primary)
     if measured.empty:
-        why = "every cell failed" if (rows["status"] == "failed").all() else "no cell has replies and scores yet"
+        why = _why_not(rows, done, primary)
         return Answer(pair, where, f"nothing to say: {why}", False, facts=[("Tested", tested)])
     best = best_readable(measured)
     if best is None:
@@ -85,8 +86,21 @@ def _answer(tables: Tables, pair: str, where: str, rows: pd.DataFrame) -> Answer
         verdict = f"{_place(best)} raises {primary} by {signed(number(best[f'{primary}_delta']), digits_of(primary))}"
         verdict += "" if is_good else ", not significantly"
         first = ("Best readable cell", _effect(best, primary))
-    facts = [first, *_beyond(best, primary), ("Cost", _cost(best)), *_confirmation(tables, rows), ("Tested", tested)]
+    facts = [
+        first,
+        *_beyond(best, primary),
+        ("Cost", _cost(best)),
+        *_caveats(best, primary),
+        *_confirmation(tables, rows),
+        ("Tested", tested),
+    ]
     return Answer(pair, where, verdict, is_good, str(best["cell_id"]), facts)
+
+
+def _why_not(rows: pd.DataFrame, done: pd.DataFrame, primary: str) -> str:
+    if (rows["status"] == FAILED).all():
+        return "every cell failed"
+    return "no cell has replies and scores yet" if done.empty else f"its primary metric {primary} was not computed"
 
 
 def _is_significant(row: pd.Series[Any], primary: str) -> bool:
@@ -136,6 +150,25 @@ def _cost(row: pd.Series[Any]) -> str:
     if not math.isnan(duplication):
         parts.append(f"{duplication:.0%} of the replies begin alike (baseline {before:.0%})")
     return f"{'; '.join(parts)}." if parts else "not measured: neither perplexity nor duplication is among the scorers."
+
+
+def _caveats(row: pd.Series[Any], primary: str) -> Iterator[tuple[str, str]]:
+    """What is left of the effect where its lexicon may have been misled; nothing where it has not been."""
+    flagged, negated = ([number(row.get(f"n_{name}{end}")) for end in ("", "_baseline")] for name in ("flagged", "negated"))
+    if max(flagged) > 0:
+        seen = f"{flagged[0]:.0f} of its replies and {flagged[1]:.0f} unsteered ones are flagged for one repeated word"
+        yield "Without replies of one word", f"{_otherwise(row, primary, 'unflagged')}; {seen}."
+    if max(negated) > 0:
+        seen = f"{negated[0]:.0f} words of {primary} stand under a negation, {negated[1]:.0f} in unsteered replies"
+        yield "With negation handled the other way", f"{_otherwise(row, primary, 'negation')}; {seen}."
+
+
+def _otherwise(row: pd.Series[Any], primary: str, which: str) -> str:
+    value, low, high, p = (number(row.get(f"primary_{which}_{end}")) for end in ("delta", "ci_low", "ci_high", "p"))
+    if math.isnan(value):
+        return f"{primary} cannot be computed"
+    digits = digits_of(primary)
+    return f"{primary} {signed(value, digits)} {interval(low, high, digits)}, {probability('p', p)}"
 
 
 def _confirmation(tables: Tables, rows: pd.DataFrame) -> Iterator[tuple[str, str]]:

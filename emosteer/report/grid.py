@@ -50,8 +50,9 @@ DIGITS = 6
 
 
 def metric_names(results: pd.DataFrame) -> list[str]:
-    """The metrics that a results table has columns of."""
-    return [str(column).removesuffix("_delta") for column in results if str(column).endswith("_delta")]
+    """The metrics that a results table has columns of: what has a baseline, which the primary metric's second opinions have not."""
+    found = [str(column).removesuffix("_baseline") for column in results if str(column).endswith("_baseline")]
+    return [metric for metric in found if f"{metric}_delta" in results]
 
 
 def grid(tables: Tables) -> dict[str, Any]:
@@ -127,15 +128,16 @@ def _trends_of(trends: pd.DataFrame, first: pd.Series[Any]) -> list[dict[str, An
 
 def plain(column: pd.Series[Any]) -> list[Any]:
     """A column as JSON holds it: floats rounded, None where there is no value."""
-    return [_plain(value) for value in column.astype(object)]
+    if column.dtype == float:
+        return [_rounded(value) for value in column.tolist()]
+    return [None if not isinstance(value, str) and pd.isna(value) else _plain(value) for value in column.astype(object).tolist()]
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, bool | str):
-        return value
-    if pd.isna(value):
-        return None
-    number = float(value)
+    return value if isinstance(value, bool | str) else _rounded(float(value))
+
+
+def _rounded(number: float) -> float | None:
     if not math.isfinite(number):
         return None
     return int(number) if number.is_integer() and abs(number) < 1e15 else float(f"{number:.{DIGITS}g}")

@@ -18,6 +18,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from emosteer.caveats import nrc_options
 from emosteer.records.publish import publish_file
 from emosteer.records.sweep import Sweep
 from emosteer.report.answers import RULES, answers
@@ -116,5 +117,4 @@ def _compressed(text: str) -> str:
 
 def _lemmatises(sweep: Sweep) -> bool:
     """Whether the sweep's scorer of NRC emotions looks up lemmas."""
-    found = [scorer for scorer in sweep.scorers() if scorer.target.endswith("nrc.nrc")]
-    return bool(found[0].options.get("lemmatise", True)) if found else True
+    return bool((nrc_options(sweep.settings()["scorers"]) or {}).get("lemmatise", True))

@@ -14,7 +14,7 @@ from emosteer.report.grid import plain
 from emosteer.report.words import visible
 from emosteer.scoring.nrc import categories_of
 from emosteer.scoring.pronouns import is_first_person
-from emosteer.scoring.text import place_words, split_words
+from emosteer.scoring.text import place_words
 from emosteer.tables import Tables
 
 MOST_REPLIES = 100_000
@@ -96,7 +96,7 @@ class Marker:
         """
         found, end = [], 0
         is_shouted = text.isupper()
-        for (begins, ends), word in zip(place_words(text), split_words(text), strict=True):
+        for begins, ends, word in place_words(text):
             kind = self._kind(word, is_shouted)
             if kind >= 0:
                 found += [begins - end, ends - begins, kind]

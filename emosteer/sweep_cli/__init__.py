@@ -17,6 +17,7 @@ import emosteer
 from emosteer.errors import EmosteerError
 from emosteer.sweep_cli import workers
 from emosteer.sweep_cli.cancel import cancel
+from emosteer.sweep_cli.figures import figures
 from emosteer.sweep_cli.gc import gc
 from emosteer.sweep_cli.logs import logs
 from emosteer.sweep_cli.ls import ls
@@ -83,7 +84,8 @@ def about(
       emosteer-sweep status default   what is done, what failed and why
       emosteer-sweep watch default    the same while it runs
       emosteer-sweep logs default ID  what was written about a cell
-      emosteer-sweep report default   tables, figures and summary again
+      emosteer-sweep report default   tables, figures and report.html again
+      emosteer-sweep figures default  PDF, PNG and LaTeX for a paper
       emosteer-sweep power default --effect 1
                                       how many prompts an effect needs
       emosteer-sweep retry default    run again what failed
@@ -105,7 +107,7 @@ def about(
         typer.echo(ctx.get_help())
 
 
-for command in (ls, status, watch, logs, report, power, retry, cancel, gc):
+for command in (ls, status, watch, logs, report, figures, power, retry, cancel, gc):
     app.command()(command)
 app.add_typer(workers.app, name="workers")
 
