@@ -18,8 +18,8 @@
   ];
   const COLUMNS = {
     n: "n", baseline: "baseline", steered: "steered", delta: "difference", effect_size: "d", p: "p", p_perm: "p_perm", q: "q",
-    beyond_random: "beyond random", beyond_random_q: "q", beyond_shuffled: "beyond exchanged labels", beyond_shuffled_q: "q",
-    beyond_prompting: "beyond prompting", beyond_prompting_q: "q", p_equivalence: "p of no change",
+    beyond_random: "beyond random", beyond_random_q: "q beyond random", beyond_shuffled: "beyond exchanged labels",
+    beyond_shuffled_q: "q beyond exchanged", beyond_prompting: "beyond prompting", beyond_prompting_q: "q beyond prompting", p_equivalence: "p of no change",
   };
 
   const byId = (id) => document.getElementById(id);
@@ -449,7 +449,7 @@
     const traces = [{ type: "bar", x, y: scores, error_y: errors, text, textposition: "none", hoverinfo: "text", marker: { color: color("--accent") } }];
     const rows = scores.map((score, i) => [i, signed(score, 3), low.length ? interval(low[i], high[i], 3) : "", share.length ? `${Math.round(100 * share[i])} %` : ""]);
     const alternative = table(caption, ["block", "adds", "interval", "first in"], rows);
-    return figure(caption, (chart) => plot(chart, traces, layout("block", "nats", { height: 300, showlegend: false })), alternative);
+    return lower(figure(caption, (chart) => plot(chart, traces, layout("block", "nats", { height: 300, showlegend: false })), alternative));
   }
 
   function componentMap(map) {
@@ -461,9 +461,13 @@
       colorbar: { thickness: 12, outlinewidth: 0 },
     };
     const height = 120 + Math.max(60, 26 * map.rows.length);
-    const shape = layout("block", "", { height, yaxis: { autorange: "reversed", type: "category" } });
+    const shape = layout("block", "", { height, xaxis: { showgrid: false }, yaxis: { autorange: "reversed", type: "category", showgrid: false } });
     const rows = map.values[0].map((_, block) => [block, ...map.values.map((row) => signed(row[block], 3))]);
-    const drawn = figure(caption, (chart) => plot(chart, [trace], shape), table(caption, ["block", ...map.rows], rows));
+    return lower(figure(caption, (chart) => plot(chart, [trace], shape), table(caption, ["block", ...map.rows], rows)));
+  }
+
+  // A figure that takes no more height than it is drawn with.
+  function lower(drawn) {
     drawn.whole.querySelector(".chart").classList.add("low");
     return drawn;
   }

@@ -72,10 +72,15 @@ def whole_sweep(root: Path, pairs: Sequence[str] = PAIRS, n_controls: int = 1, n
             publish_attribution(sweep.store, cell)
         elif cell is not failed:
             shift = 9 * cell.coefficient if cell.kind == "cell" else 0.0
-            scores = random_scores(N_PROMPTS, number, shift) | {"duplication": [0.0] * N_PROMPTS}
-            scores["perplexity"] = [1 + abs(value) for value in scores["perplexity"]]
+            scores = scores_of(number, shift)
             publish(sweep.store, sweep.scorers(), cell, scores, seed=number)
     return sweep
+
+
+def scores_of(seed: int, shift: float = 0.0) -> dict[str, list[float]]:
+    """Made-up scores of a cell's replies, readable and with perplexities above 1."""
+    scores = random_scores(N_PROMPTS, seed, shift) | {"duplication": [0.0] * N_PROMPTS}
+    return scores | {"perplexity": [1 + abs(value) for value in scores["perplexity"]]}
 
 
 def publish_attribution(store: Store, cell: Cell, n_blocks: int = 12) -> None:
