@@ -76,11 +76,15 @@ def used(path: Path) -> Iterator[tuple[str, float]]:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page()
         page.set_default_timeout(300_000)
+        session = page.context.new_cdp_session(page)
+        session.send("Performance.enable")
         started = time.perf_counter()
         page.goto(path.as_uri())
         for what in ("maps", "replies", "charts"):
             page.wait_for_selector(f"html[data-{what}=ready]", state="attached")
             yield f"opened, {what}", time.perf_counter() - started
+        found = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+        yield "CPU of the page's process until then", found["ProcessTime"]
         yield "another metric, heatmap", chosen(page, "metric", "first_person")
         page.wait_for_selector("html[data-charts=ready]", state="attached")
         yield "replies of one block", chosen(page, "reply-layer", "7")
