@@ -29,7 +29,7 @@ def figures(
 
     The report's heatmaps, dose-response curves, trade-offs with perplexity and attributions, each as PDF (text stays text) and as PNG
     (300 dots per inch), and cells.tex, the table of cells for LaTeX (booktabs). Made anew of the records, of a half-done sweep of
-    what is there; files of the same names are replaced.
+    what is there. On disk it replaces files of these names in paper/, or in the directory that is named.
 
     \b
     Examples:
