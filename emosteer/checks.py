@@ -33,6 +33,7 @@ from emosteer.config import (
     VECTOR_METHODS,
     Config,
     ObjectiveConfig,
+    TrackingConfig,
     VectorConfig,
 )
 from emosteer.errors import EmosteerError
@@ -41,6 +42,9 @@ from emosteer.scoring.scorer import find_scorers
 NAME = re.compile(r"[^\W.](?:[\w .+=,@-]*[^\W.])?")
 LONGEST_NAME = 200
 """Bytes of a sweep's name: a file system allows 255, and what is written beside it has longer names."""
+
+LONGEST_PROJECT, LONGEST_TAG, NOT_IN_PROJECTS = 128, 64, "/\\#?%:"
+"""Limits of Weights & Biases."""
 
 MOST, MOST_CONTROLS = 10_000_000, 1_000
 """No count is meant to be larger; each control is a cell to be planned and run."""
@@ -181,6 +185,7 @@ def check_values(config: Config) -> None:
         raise EmosteerError(f"coefficient={config.coefficient}: give a finite number, such as 0.2")
     _check_decay(config)
     _check_instruction(config)
+    _check_tracking(config.tracking)
     for key, number, least in (
         ("generation.max_new_tokens", config.generation.max_new_tokens, 1),
         ("generation.min_new_tokens", config.generation.min_new_tokens, 0),
@@ -222,6 +227,16 @@ def _check_decay(config: Config) -> None:
 def _check_instruction(config: Config) -> None:
     if config.controls.prompting and not config.controls.instruction.strip():
         raise EmosteerError("controls.instruction is empty: say what the model shall feel, or set controls.prompting=false")
+
+
+def _check_tracking(tracking: TrackingConfig) -> None:
+    """W&B refuses such names, too late to be of use."""
+    for key, name in (("project", tracking.project), ("entity", tracking.entity)):
+        if name is not None and (not name.strip() or len(name) > LONGEST_PROJECT or set(name) & set(NOT_IN_PROJECTS)):
+            raise EmosteerError(f"tracking.{key}={name}: at most {LONGEST_PROJECT} characters, none of {' '.join(NOT_IN_PROJECTS)}")
+    for tag in tracking.tags:
+        if not 1 <= len(tag) <= LONGEST_TAG:
+            raise EmosteerError(f"tracking.tags={tag[:LONGEST_TAG]}: a tag has 1 to {LONGEST_TAG} characters")
 
 
 def check_count(key: str, number: int, least: int = 1, most: int = MOST) -> None:

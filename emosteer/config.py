@@ -212,6 +212,9 @@ class TrackingConfig:
     """Put on every run."""
     upload_patience: float = 60.0
     """Seconds without an uploaded run after which the upload is given up; what is not uploaded stays on disk."""
+    wait: bool = False
+    """The command ends when its runs are written and uploaded, instead of leaving that to a process of its own. Where that would be
+    ended with the command, as in a container, it has to; a SLURM job always does."""
 
 
 ENGINE_PATHS = ("shared", "stock", "reread")

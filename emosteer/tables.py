@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,16 @@ class Tables:
     """Id of every task, baselines and attributions too -> done, failed or pending."""
     provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Id of every cell, control and baseline with replies -> where, when and with what they were made."""
+
+    @cached_property
+    def replies_of(self) -> dict[str, pd.DataFrame]:
+        """Rows of `replies` by the id of their cell, control or baseline."""
+        return {str(key): rows for key, rows in self.replies.groupby("cell_id", sort=False)} if len(self.replies) else {}
+
+    @property
+    def baselines(self) -> set[str]:
+        """Ids of the baselines whose replies are there."""
+        return set(self.replies.loc[self.replies["is_baseline"], "cell_id"]) if len(self.replies) else set()
 
     @property
     def cells(self) -> pd.DataFrame:

@@ -157,8 +157,16 @@ class SweepPaths:
         return self.root / "wandb"
 
     @property
+    def dashboard(self) -> Path:
+        return self.wandb / "dashboard.json"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
+
+    @property
+    def tracking_log(self) -> Path:
+        return self.logs / "tracking.log"
 
     @property
     def failures(self) -> Path:
