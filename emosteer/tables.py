@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from emosteer.agreement import agreement
 from emosteer.caveats import nrc_options, primary_caveats
 from emosteer.config import StatisticsConfig
+from emosteer.predictions import predictions
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell, Part
 from emosteer.records.store import Store
 from emosteer.records.sweep import DONE, Sweep
@@ -45,6 +46,8 @@ class Tables:
     """A row per (pair, layer, ..., metric): the effect's slope over coefficients."""
     confirmations: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A row per pair, model and baseline: what the best readable cell is worth on prompts that did not choose it."""
+    predictions: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """A row per pair, vector and coefficients: how well attribution predicts at which block steering has an effect."""
     agreement: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A row per pair, baseline and two measures of its emotion: how they correlate over replies."""
     attributions: dict[str, str] = field(default_factory=dict)
@@ -90,7 +93,8 @@ class Tables:
 
 def build(sweep: Sweep) -> Tables:
     """All tables of a sweep, from the records that are there now."""
-    settings = sweep.settings()["statistics"]
+    whole = sweep.settings()
+    settings = {**whole["statistics"], "nrc": nrc_options(whole["scorers"])}
     cells = [task.cell for task in sweep.tasks()]
     states, scored = scored_cells(sweep)
     metrics = list(dict.fromkeys(metric for one in scored.values() for metric in one.metrics))
@@ -112,8 +116,8 @@ def build(sweep: Sweep) -> Tables:
     provenance = {
         key: {"finished_at": one.record.get("finished_at"), **(one.record.get("provenance") or {})} for key, one in scored.items()
     }
-    agreed = agreement(scored.values(), settings)
-    return Tables(results, replies, trends, confirmations, agreed, attributions, found, states, provenance)
+    predicted, agreed = predictions(scored, found, settings), agreement(scored.values(), settings)
+    return Tables(results, replies, trends, confirmations, predicted, agreed, attributions, found, states, provenance)
 
 
 def _row(
@@ -127,7 +131,7 @@ def _row(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     own, baseline = scored.get(cell.id), scored.get(cell.baseline_id)
-    row, nrc = _axes(sweep, cell, state, vector, own), nrc_options(sweep.settings()["scorers"])
+    row = _axes(sweep, cell, state, vector, own)
     if own is None or baseline is None:
         return row
     prompts = baseline.prompts
@@ -145,7 +149,9 @@ def _row(
         **options,
     )
     row |= {f"primary_{key}": value for key, value in asdict(more).items()}
-    row |= primary_caveats(own, baseline, row["primary"], None if place is None else effects[place], nrc, seed_of(cell.id), options)
+    row |= primary_caveats(
+        own, baseline, row["primary"], None if place is None else effects[place], settings["nrc"], seed_of(cell.id), options
+    )
     for key, margin in settings.get("equivalence", StatisticsConfig().equivalence).items():  # old sweeps name no margins
         metric, of_ratio = ("perplexity", True) if key == "perplexity_ratio" else (key, False)
         if metric in metrics:

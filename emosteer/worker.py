@@ -401,7 +401,11 @@ class Worker:
                         # The other scorers go on: one that fails takes none of their columns with it.
                         self._fail(one.task, found)
                     else:
-                        yield ScoreSet(one.task.cell, scorer.key, scorer.facts(), found)
+                        scores = ScoreSet(one.task.cell, scorer.key, scorer.facts(), found)
+                        for reason, numbers in scores.not_computed.items():
+                            told = (scorer.name, one.task.cell.id, len(numbers), reason)
+                            log.warning("scorer %s of %s: %d replies not computed: %s", *told)
+                        yield scores
 
     def _pools(self, loaded: Loaded, tasks: Sequence[Task]) -> Iterator[list[_Unscored]]:
         """Cells that lack scores, so many together as a pool has room for."""
@@ -425,7 +429,8 @@ class Worker:
 
     def _context(self, loaded: Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:
         prompts = {p.id: loaded.model.dialogue.prompt(p.messages) for p in self.store.prompts(task.cell.prompts)}
-        return Context(loaded.engine, [prompts[reply.prompt_id] for reply in replies], [reply.tokens for reply in replies])
+        tokens = [reply.tokens for reply in replies]
+        return Context(loaded.engine, [prompts[reply.prompt_id] for reply in replies], tokens, self.store.answers)
 
     def _fail(self, task: Task, error: Exception) -> None:
         if isinstance(error, RuntimeError) and BROKEN_DEVICE.search(str(error)):

@@ -23,8 +23,8 @@ def report(sweep: SweepArgument, as_json: JsonOption = False) -> None:
 
     Tables, figures, report.html, the tracker's runs and the summary are views of the records: of a half-done sweep they hold what is
     there, and twice they are the same. Needs no model. On disk it replaces, in the sweep's directory, sweep.json, results.parquet,
-    results.csv, replies.parquet, trends.csv, confirmations.csv, agreement.csv, report.html, figures/ and, with tracking=wandb,
-    wandb/.
+    results.csv, replies.parquet, trends.csv, confirmations.csv, predictions.csv, agreement.csv, report.html, figures/ and, with
+    tracking=wandb, wandb/.
 
     \b
     Examples:
@@ -37,9 +37,9 @@ def report(sweep: SweepArgument, as_json: JsonOption = False) -> None:
       counts    {done, failed, running, pending, total}
       complete  whether all is done
       files     {summary, results_parquet, results_csv, replies_parquet,
-                trends_csv, confirmations_csv, agreement_csv, report_html,
-                figures: [...]}
-      rows      {results, replies, trends, confirmations, agreement}
+                trends_csv, confirmations_csv, predictions_csv, agreement_csv,
+                report_html, figures: [...]}
+      rows      {results, replies, trends, confirmations, predictions, agreement}
 
     \b
     Exit codes:
@@ -75,6 +75,7 @@ def _as_data(sweep: Sweep, seen: Overview, tables: Tables) -> dict[str, Any]:
         "trends_csv": paths.trends_csv,
         "confirmations_csv": paths.confirmations_csv,
         "report_html": paths.report,
+        "predictions_csv": paths.predictions_csv,
         "agreement_csv": paths.agreement_csv,
     }
     return {
@@ -83,5 +84,7 @@ def _as_data(sweep: Sweep, seen: Overview, tables: Tables) -> dict[str, Any]:
         "counts": seen.counts,
         "complete": seen.counts["done"] == seen.counts["total"],
         "files": {name: str(path) for name, path in files.items()} | {"figures": sorted(map(str, paths.figures.glob("*.png")))},
-        "rows": {name: len(getattr(tables, name)) for name in ("results", "replies", "trends", "confirmations", "agreement")},
+        "rows": {
+            name: len(getattr(tables, name)) for name in ("results", "replies", "trends", "confirmations", "predictions", "agreement")
+        },
     }
