@@ -134,6 +134,10 @@ class SweepPaths:
         return self.root / "trends.csv"
 
     @property
+    def turns_csv(self) -> Path:
+        return self.root / "turns.csv"
+
+    @property
     def confirmations_csv(self) -> Path:
         return self.root / "confirmations.csv"
 

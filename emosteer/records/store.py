@@ -73,6 +73,14 @@ class StoredReply:
     tokens: tuple[int, ...]
     """Token ids, without the one that ended the reply."""
     finished: bool
+    turn: int = 0
+    """Which of the dialogue's replies."""
+    said: str = ""
+    """What the user, or the model's partner, had said right before; empty for the first reply, which answers the prompt."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of `replies.jsonl`; without turns where there is one."""
+        return {key: value for key, value in asdict(self).items() if value or key not in ("turn", "said")}
 
 
 @dataclass(frozen=True)
@@ -209,12 +217,12 @@ class Store:
 
         Args:
             cell: what was run.
-            replies: all of its replies, in the order of the prompts, then samples.
+            replies: all of its replies, in the order of the prompts, then samples, then turns.
             resolved: see there.
             provenance: see there.
             extras: further files by name (config.yaml, .hydra/overrides.yaml, ...), for people.
         """
-        lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in replies).encode()
+        lines = "".join(json.dumps(r.to_json(), ensure_ascii=False) + "\n" for r in replies).encode()
         record = {
             "format": FORMAT,
             "id": cell.id,
@@ -431,7 +439,8 @@ def _wrong_with(record: dict[str, Any], data: bytes, replies: Sequence[StoredRep
 
 
 def _reply(row: dict[str, Any]) -> StoredReply:
-    return StoredReply(row["prompt_id"], row["sample"], row["reply"], tuple(row["tokens"]), row["finished"])
+    turn, said = row.get("turn", 0), row.get("said", "")
+    return StoredReply(row["prompt_id"], row["sample"], row["reply"], tuple(row["tokens"]), row["finished"], turn, said)
 
 
 def _number(value: Any) -> float:

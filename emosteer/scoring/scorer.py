@@ -83,6 +83,10 @@ class Context:
     """Token ids of each reply's prompt."""
     replies: list[tuple[int, ...]]
     """Token ids of each reply."""
+    turns: list[int] = field(default_factory=list)
+    """Which of its dialogue's replies each is, from 0 on; a dialogue's stand side by side. Empty for a scorer that is per reply."""
+    said: list[str] = field(default_factory=list)
+    """What each answers: the prompt, or what the user or partner said after the last reply. Empty likewise."""
     answers: Callable[[str], Answers] = lambda _: NoAnswers()
     """What was said of texts before, under a key; see `answered`."""
 
