@@ -199,6 +199,7 @@ def replies_of(cells: Sequence[Cell], n_prompts: int) -> pd.DataFrame:
                 "cell_id": cell.id,
                 "prompt_id": [f"p{i}" for i in range(n_prompts)],
                 "sample": 0,
+                "turn": 0,
                 "prompt": [f"What would you do on day {i} of a long journey?" for i in range(n_prompts)],
                 "reply": [walk(followers, starts) for _ in range(n_prompts)],
                 "is_baseline": cell.kind != CELL,

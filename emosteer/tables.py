@@ -114,14 +114,9 @@ def build(sweep: Sweep) -> Tables:
         cell.attribution_id: cell.pair.name for cell in cells if cell.kind == ATTRIBUTION and cell.pair and states[cell.id] == DONE
     }
     found = {key: sweep.store.attribution_summary(key) or {} for key in attributions}
-<<<<<<< HEAD
-    trends, confirmations = _trends(scored, metrics, settings), _confirmations(scored, metrics, settings)
     provenance = {
         key: {"finished_at": one.record.get("finished_at"), **(one.record.get("provenance") or {})} for key, one in scored.items()
     }
-    predicted, agreed = predictions(scored, found, settings), agreement(scored.values(), settings)
-    return Tables(results, replies, trends, confirmations, predicted, agreed, attributions, found, states, provenance)
-=======
     return Tables(
         results,
         replies,
@@ -132,8 +127,9 @@ def build(sweep: Sweep) -> Tables:
         agreement(scored.values(), settings),
         attributions,
         found,
+        states,
+        provenance,
     )
->>>>>>> main
 
 
 def _row(

@@ -498,7 +498,7 @@
     const id = fact("baseline_id", row);
     if (!list.baselines.has(id)) {
       const group = kept.groups[id];
-      const places = new Map((group?.prompts ?? []).map((prompt, i) => [`${prompt} ${group.samples[i]}`, i]));
+      const places = new Map((group?.prompts ?? []).map((prompt, i) => [`${prompt} ${group.samples[i]} ${group.turns[i]}`, i]));
       list.baselines.set(id, { group, places });
     }
     return list.baselines.get(id);
@@ -518,7 +518,7 @@
   function entryOf(row, i) {
     const group = kept.groups[fact("cell_id", row)];
     const { group: unsteered, places } = baselineOf(row);
-    const other = places.get(`${group.prompts[i]} ${group.samples[i]}`);
+    const other = places.get(`${group.prompts[i]} ${group.samples[i]} ${group.turns[i]}`);
     const value = (metric, of, index) => (of && index !== undefined ? of.values[kept.metrics.indexOf(metric)]?.[index] ?? null : null);
     const primary = fact("primary", row) ?? grid.slices[0]?.primary;
     const [steered, before] = [value(primary, group, i), value(primary, unsteered, other)];
@@ -566,7 +566,9 @@
   function replyItem({ row, i, other, effect, cost }) {
     const group = kept.groups[fact("cell_id", row)];
     const { group: unsteered } = baselineOf(row);
-    const [id, prompt] = kept.prompts[group.prompts[i]];
+    const [id, opening] = kept.prompts[group.prompts[i]];
+    const prompt = group.said[i] ?? opening;
+    const turn = group.turns[i] ? `, turn ${group.turns[i] + 1}` : "";
     const pair = fact("pair", row) ?? `control: ${fact("vector_method", row)}`;
     const place = fact("layers", row) === null ? "" : `, block ${blocks(row)}, coefficient ${fact("coefficient", row)}`;
     const primary = fact("primary", row) ?? grid.slices[0]?.primary;
@@ -574,7 +576,7 @@
     const item = make(
       "li",
       { "data-cell-id": fact("cell_id", row), "data-prompt": id, "data-sample": group.samples[i], "data-effect": effect, "data-cost": cost },
-      make("h3", { class: "of" }, make("bdi", {}, `${pair}${place}, prompt ${id}`), `: ${sizes}`),
+      make("h3", { class: "of" }, make("bdi", {}, `${pair}${place}, prompt ${id}${turn}`), `: ${sizes}`),
       make("p", { class: "prompt", dir: "auto" }, prompt),
       make(
         "div",

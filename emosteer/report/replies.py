@@ -24,8 +24,9 @@ ALWAYS = ("first_person", "sentiment", "perplexity")
 
 
 def replies(tables: Tables, lemmatise: bool = True, most: int = MOST_REPLIES) -> dict[str, Any]:
-    """Plain data: `prompts` ([id, text]), `metrics`, `kinds` (lists of the lexicon's categories, and first person), `groups` (id ->
-    `prompts`, `samples`, `texts`, `marks` and `values`, a list per metric, all in one order), and `cut`, what is left out.
+    """Plain data: `prompts` ([id, text]), `metrics`, `kinds` (lists of the lexicon's categories, and first person), `groups` and `cut`,
+    what is left out. A group has, by a cell's id, `prompts`, `samples`, `turns`, `said` (what a later turn answers), `texts`,
+    `marks` and `values` (a list per metric), all in one order.
 
     Args:
         tables: the sweep's.
@@ -43,11 +44,14 @@ def replies(tables: Tables, lemmatise: bool = True, most: int = MOST_REPLIES) ->
     prompts: dict[tuple[str, str], int] = {}
     groups = {}
     for cell_id, rows in own.groupby("cell_id", sort=False):
-        keys = list(zip(rows["prompt_id"], rows["prompt"], strict=True))
+        begins = dict(zip(rows["prompt_id"][rows["turn"] == 0], rows["prompt"][rows["turn"] == 0], strict=True))
+        keys = [(prompt_id, begins.get(prompt_id, "")) for prompt_id in rows["prompt_id"]]
         texts = [unicodedata.normalize("NFC", visible(text)) for text in rows["reply"]]
         groups[str(cell_id)] = {
             "prompts": [prompts.setdefault(key, len(prompts)) for key in keys],
             "samples": rows["sample"].tolist(),
+            "turns": rows["turn"].tolist(),
+            "said": [visible(text) if turn else None for turn, text in zip(rows["turn"], rows["prompt"], strict=True)],
             "texts": texts,
             "marks": [marker.marks(text) for text in texts],
             "values": [plain(rows[metric]) for metric in metrics],

@@ -16,6 +16,8 @@ from emosteer.records.publish import publish_json
 from emosteer.records.store import Resolved, Store, StoredReply
 from emosteer.records.sweep import Sweep
 
+PATIENCE = 180_000
+"""Milliseconds, for a machine that has much else to do."""
 READY = "html[data-charts=ready]"
 N_PROMPTS = 14
 PAIRS = ("joy_sadness", "trust_disgust")
@@ -30,6 +32,7 @@ class Opened:
         self.page = page
         self.complaints: list[str] = []
         self.requests: list[str] = []
+        page.set_default_timeout(PATIENCE)
         page.on("console", self._hear)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", self._see)

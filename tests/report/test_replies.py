@@ -5,14 +5,16 @@ from __future__ import annotations
 import unicodedata
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emosteer.report.replies import FIRST_PERSON, Marker
+from emosteer.report.replies import FIRST_PERSON, Marker, replies
 from emosteer.scoring.nrc import CATEGORIES, nrc
 from emosteer.scoring.pronouns import pronouns
 from emosteer.scoring.text import place_words, split_words
+from emosteer.tables import Tables
 
 CURLY_AND_INVISIBLE = {0x2018: "'", 0x2019: "'", 0x2BC: "'", 0xFF07: "'", 0xAD: None, 0x2060: None, 0xFEFF: None}
 PIECES = st.sampled_from(
@@ -66,6 +68,23 @@ def test_marks_add_up_to_the_scores(lemmatise: bool, text: str) -> None:
     for category in CATEGORIES:
         assert sum(category in kind for kind in kinds) == pytest.approx(scores[category][0] * n / 100)
     assert sum(FIRST_PERSON in kind for kind in kinds) == pytest.approx(pronouns([text])["first_person"][0] * n / 100)
+
+
+def test_later_turns_have_what_they_answer() -> None:
+    rows = [
+        {"cell_id": cell, "prompt_id": "p0", "sample": 0, "turn": turn, "prompt": said, "reply": f"{cell} {turn}", "joy": 1.5}
+        for cell, later in (("one", "And then?"), ("base", "Oh?"))
+        for turn, said in ((0, "Hello?"), (1, later))
+    ]
+    results = pd.DataFrame([{"cell_id": "one", "is_control": False, "primary": "joy", "baseline_id": "base", "joy_delta": 1.0}])
+    data = replies(Tables(results, pd.DataFrame(rows), pd.DataFrame()))
+
+    assert data["prompts"] == [["p0", "Hello?"]]
+    assert data["groups"]["one"]["prompts"] == data["groups"]["base"]["prompts"] == [0, 0]
+    assert data["groups"]["one"]["turns"] == [0, 1]
+    assert data["groups"]["one"]["said"] == [None, "And then?"]
+    assert data["groups"]["base"]["said"] == [None, "Oh?"]
+    assert data["groups"]["one"]["texts"] == ["one 0", "one 1"]
 
 
 def test_a_mark_says_how_far_how_long_and_what() -> None:
