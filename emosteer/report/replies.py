@@ -24,8 +24,8 @@ ALWAYS = ("first_person", "sentiment", "perplexity")
 
 
 def replies(tables: Tables, lemmatise: bool = True, most: int = MOST_REPLIES) -> dict[str, Any]:
-    """Plain data: `prompts` ([id, text]), `metrics`, `kinds` (lists of the lexicon's categories, and first person), `groups` and `cut`,
-    what is left out. A group has, by a cell's id, `prompts`, `samples`, `turns`, `said` (what a later turn answers), `texts`,
+    """Plain data: `prompts` ([id, text]), `metrics`, `kinds` (lists of the lexicon's categories, and first person), `groups` and
+    `cut`, what is left out. A group has, by a cell's id, `prompts`, `samples`, `turns`, `said` (what a later turn answers), `texts`,
     `marks` and `values` (a list per metric), all in one order.
 
     Args:
