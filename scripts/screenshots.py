@@ -1,6 +1,6 @@
 """Makes the pictures of the report in docs/figures, of the demonstration sweep.
 
-    make sweep && python scripts/screenshots.py [SWEEP_DIRECTORY]
+    make sweep ARGS=controls.shuffled=1 && python scripts/screenshots.py [SWEEP_DIRECTORY]
 
 The browser is Debian's chromium (scripts/browser.sh).
 """
