@@ -23,7 +23,7 @@ LAYERS = (
     ("checks", "figures", "progress", "sources", "tables", "timesheet", "vector_file"),
     ("bench", "composer", "hydra_messages", "objective", "overview", "resources"),
     ("one_line",),
-    ("planning", "summary", "tracking", "worker"),
+    ("alignment", "planning", "summary", "tracking", "worker"),
     ("arguments", "finaliser", "launcher"),
     ("comparison", "hydra_jobs", "slurm"),
     ("api",),
@@ -48,6 +48,7 @@ UNKNOWN = {
     "records": FRONT_ENDS + MODELS,
     "launcher": MODELS,
     "tables": FRONT_ENDS + MODELS,
+    "alignment": FRONT_ENDS + MODELS,
 }
 """What a module must not import, at its top or in a function: torch code knows nothing of Hydra, files or W&B, records nothing
 of models."""

@@ -9,6 +9,7 @@ from emosteer.statistics.families import false_discovery_rate, holm
 from emosteer.statistics.paired import DEFAULT_RESAMPLES, PairedEffect, Trend, dose_response, paired_effects, smallest_p
 from emosteer.statistics.power import power, prompts_needed, smallest_effect, upper_deviation
 from emosteer.statistics.primary import PrimaryEffect, primary_effect
+from emosteer.statistics.unpaired import UnpairedEffect, unpaired_effect
 
 __all__ = [
     "DEFAULT_RESAMPLES",
@@ -17,6 +18,7 @@ __all__ = [
     "PairedEffect",
     "PrimaryEffect",
     "Trend",
+    "UnpairedEffect",
     "confirm",
     "dose_response",
     "equivalence_p",
@@ -28,5 +30,6 @@ __all__ = [
     "prompts_needed",
     "smallest_effect",
     "smallest_p",
+    "unpaired_effect",
     "upper_deviation",
 ]
