@@ -20,6 +20,8 @@ LAYERS = (
     ("engine",),
     ("scoring", "statistics"),
     ("records",),
+    ("scored",),
+    ("agreement", "caveats"),
     ("checks", "figures", "progress", "sources", "tables", "timesheet", "vector_file"),
     ("bench", "composer", "hydra_messages", "objective", "overview", "resources"),
     ("one_line",),
@@ -47,6 +49,9 @@ UNKNOWN = {
     "statistics": FRONT_ENDS + FILES + MODELS,
     "records": FRONT_ENDS + MODELS,
     "launcher": MODELS,
+    "scored": FRONT_ENDS + MODELS,
+    "agreement": FRONT_ENDS + MODELS,
+    "caveats": FRONT_ENDS + MODELS,
     "tables": FRONT_ENDS + MODELS,
     "alignment": FRONT_ENDS + MODELS,
 }
