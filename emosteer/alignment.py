@@ -21,8 +21,8 @@ from emosteer.config import GenerationConfig
 from emosteer.errors import EmosteerError
 from emosteer.records.cell import CELL, Cell, VectorSpec, short_hash
 from emosteer.records.sweep import Sweep
+from emosteer.scored import Floats, Scored, scored_cells, seed_of
 from emosteer.statistics import false_discovery_rate, paired_effects, unpaired_effect
-from emosteer.tables import Floats, Scored, scored_cells, seed_of
 
 Value: TypeAlias = Hashable
 Axis: TypeAlias = Callable[[Cell], Value]
