@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from emosteer.comparison import compare
     from emosteer.datasets import ContrastivePair, DiagnosticPair, Prompt
     from emosteer.vector_file import load_vector, save_vector
+    from emosteer.vector_formats import save_gguf, to_repeng, to_steering_vectors
 
 __version__ = "0.1.0"
 
@@ -52,15 +53,19 @@ __all__ = [
     "load_vector",
     "random_vector",
     "reply",
+    "save_gguf",
     "save_vector",
     "score",
     "steer",
+    "to_repeng",
+    "to_steering_vectors",
 ]
 
 _ELSEWHERE = {
     "emosteer.comparison": ("compare",),
     "emosteer.datasets": ("ContrastivePair", "DiagnosticPair", "Prompt"),
     "emosteer.vector_file": ("load_vector", "save_vector"),
+    "emosteer.vector_formats": ("save_gguf", "to_repeng", "to_steering_vectors"),
 }
 """Where a public name lives that is not in `emosteer.api`."""
 

@@ -6,6 +6,7 @@ file of the store, in the JSON beside it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,14 +22,19 @@ from emosteer.vectors import EmotionVector, checked
 NORMS = "residual_norm"
 
 
-def save_vector(vector: EmotionVector, path: str | Path) -> None:
+def save_vector(vector: EmotionVector, path: str | Path, facts: Mapping[str, str] | None = None) -> None:
     """Write a vector to a safetensors file, whole or not at all; its directory is made, an older file replaced.
+
+    Args:
+        vector: what is written.
+        path: of the file.
+        facts: more to write into the file's metadata.
 
     Raises:
         EmosteerError: a vector that is not finite or has no length at some block, or a place that cannot be written.
     """
     blocks = {f"block.{layer}": direction.float().contiguous() for layer, direction in enumerate(checked(vector).directions)}
-    metadata = {"site": vector.site, "sign": "positive minus negative"}
+    metadata = {**(facts or {}), "site": vector.site, "sign": "positive minus negative"}
     publish_file(Path(path).expanduser(), save({**blocks, NORMS: vector.residual_norm.float()}, metadata))
 
 

@@ -18,6 +18,7 @@ from emosteer.errors import EmosteerError
 from emosteer.sweep_cli import workers
 from emosteer.sweep_cli.cancel import cancel
 from emosteer.sweep_cli.compare import compare
+from emosteer.sweep_cli.export import export
 from emosteer.sweep_cli.gc import gc
 from emosteer.sweep_cli.logs import logs
 from emosteer.sweep_cli.ls import ls
@@ -89,6 +90,7 @@ def about(
                                       how many prompts an effect needs
       emosteer-sweep compare default other
                                       two sweeps cell by cell
+      emosteer-sweep export default   the best cell's vector, for use elsewhere
       emosteer-sweep retry default    run again what failed
       emosteer-sweep cancel default   end its SLURM jobs
       emosteer-sweep workers add default 4
@@ -108,7 +110,7 @@ def about(
         typer.echo(ctx.get_help())
 
 
-for command in (ls, status, watch, logs, report, compare, power, retry, cancel, gc):
+for command in (ls, status, watch, logs, report, compare, export, power, retry, cancel, gc):
     app.command()(command)
 app.add_typer(workers.app, name="workers")
 
