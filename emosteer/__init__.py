@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from emosteer.datasets import ContrastivePair, DiagnosticPair, Prompt
     from emosteer.vector_file import load_vector, save_vector
     from emosteer.vector_formats import save_gguf, to_repeng, to_steering_vectors
+    from emosteer.vectors import combine_vectors
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "__version__",
     "attribute",
     "build_vector",
+    "combine_vectors",
     "compare",
     "load_model",
     "load_prompts",
@@ -66,6 +68,7 @@ _ELSEWHERE = {
     "emosteer.datasets": ("ContrastivePair", "DiagnosticPair", "Prompt"),
     "emosteer.vector_file": ("load_vector", "save_vector"),
     "emosteer.vector_formats": ("save_gguf", "to_repeng", "to_steering_vectors"),
+    "emosteer.vectors": ("combine_vectors",),
 }
 """Where a public name lives that is not in `emosteer.api`."""
 

@@ -29,6 +29,8 @@ Axis: TypeAlias = Callable[[Cell], Value]
 
 PAIRED, UNPAIRED = "paired", "unpaired"
 PERPLEXITY = "perplexity"
+NOT_OF_A_RECIPE = ("texts", "others", "seed", "index", "like", "like_method", "shuffled")
+"""Of a vector's specification: what has an axis of its own, and what controls alone have."""
 SHORT = 8
 """Characters of a digest that are shown."""
 
@@ -45,6 +47,10 @@ def _chosen_by(cell: Cell) -> Value:
     return short_hash([cell.attribution.diagnostics, dataclasses.asdict(cell.attribution.config)])
 
 
+def _of_vector(key: str) -> Axis:
+    return lambda cell: getattr(_vector(cell), key)
+
+
 def _decoding(key: str) -> Axis:
     return lambda cell: getattr(cell.generation, key)
 
@@ -53,11 +59,7 @@ AXES: dict[str, Axis] = {
     "model": lambda cell: cell.model.fingerprint,
     "dtype": lambda cell: cell.model.config.dtype,
     "pair": lambda cell: cell.pair.name if cell.pair else "",
-    "vector_method": lambda cell: _vector(cell).method,
-    "vector_version": lambda cell: _vector(cell).version,
-    "vector_reading": lambda cell: _vector(cell).reading,
-    "vector_source": lambda cell: _vector(cell).source,
-    "vector_components": lambda cell: _vector(cell).components,
+    **{f"vector_{f.name}": _of_vector(f.name) for f in fields(VectorSpec) if f.name not in NOT_OF_A_RECIPE},
     "texts": lambda cell: (_vector(cell).texts, _vector(cell).others),
     "neutral": lambda cell: cell.neutral,
     "attribution": _chosen_by,
@@ -367,7 +369,8 @@ def _name(axis: str, cell: Cell) -> str:
         return cell.prompts_name
     if axis == "texts":
         return short_hash(AXES[axis](cell))[:SHORT]
-    return str(AXES[axis](cell))[:24]
+    value = AXES[axis](cell)
+    return "+".join(part.name for part in value) or "none" if isinstance(value, tuple) else str(value)[:24]
 
 
 def _warnings(sides: tuple[_Side, _Side]) -> list[str]:

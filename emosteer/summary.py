@@ -23,6 +23,7 @@ RULE = f"Readable: perplexity at most x{READABLE_PERPLEXITY_RATIO}, at most {REA
 UNREADABLE = f"No cell raises its target and stays readable. {RULE}"
 AXES = (
     *("model", "dtype", "site", "scope", "intervention", "decay", "vector_method", "vector_reading", "vector_source"),
+    *("vector_plus", "vector_without"),
     *("coefficient_unit", "seed", "prompts", "n_prompts"),
     *("n_samples", "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_p"),
 )
@@ -127,8 +128,14 @@ def _table(cells: pd.DataFrame) -> RenderableType:
 
 
 def _heading(row: pd.Series[Any], varying: Sequence[str]) -> str:
-    axes = [row[axis] if isinstance(row[axis], str) else f"{axis} {row[axis]}" for axis in varying]
-    return ", ".join([f"{row['pair']}: {row['primary']}", *axes])
+    return ", ".join([f"{row['pair']}: {row['primary']}", *filter(None, (_axis(axis, row[axis]) for axis in varying))])
+
+
+def _axis(axis: str, value: Any) -> str:
+    """What an axis that varies says: a text says itself what it is, but for what a vector is put together of."""
+    if axis in ("vector_plus", "vector_without"):
+        return f"{axis.removeprefix('vector_')} {value}" if value else ""
+    return str(value) if isinstance(value, str) else f"{axis} {value}"
 
 
 def _section(rows: Sequence[pd.Series[Any]], is_first: bool) -> Table:

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -59,6 +60,18 @@ class PairSpec:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Another emotion pair, whose vector is added to a cell's or taken out of it."""
+
+    texts: str
+    """Digest of its texts."""
+    name: str = ""
+    """For tables."""
+    weight: float = 1.0
+    """Of a vector that is added."""
+
+
+@dataclass(frozen=True)
 class VectorSpec:
     """How a cell's vector comes about."""
 
@@ -82,6 +95,10 @@ class VectorSpec:
     """How many principal components of the neutral texts `neutral_projected` takes out."""
     others: tuple[str, ...] = ()
     """Digests of the other emotions' pairs, for `grand_mean`."""
+    plus: tuple[Part, ...] = ()
+    """Whose vectors are added, made in the same way."""
+    without: tuple[Part, ...] = ()
+    """Whose vectors are taken out."""
     shuffled: int = 0
     """As a control: which draw of exchanged labels the texts are; 0 where the labels are the right ones."""
 
@@ -191,15 +208,17 @@ class Cell:
             attribution=self.attribution if chosen else None,
         )
 
-    def shuffled(self, index: int, texts: str) -> Cell:
+    def shuffled(self, index: int, texts: str, plus: tuple[Part, ...] = ()) -> Cell:
         """This cell with a vector from texts whose labels are exchanged, as a control of this pair.
 
         Args:
             index: which draw, from 0 on.
             texts: their digest.
+            plus: the same of what is added.
         """
         assert self.vector is not None
-        return dataclasses.replace(self, kind=CONTROL, vector=dataclasses.replace(self.vector, texts=texts, shuffled=index + 1))
+        vector = dataclasses.replace(self.vector, texts=texts, plus=plus, shuffled=index + 1)
+        return dataclasses.replace(self, kind=CONTROL, vector=vector)
 
     def like(self) -> Cell:
         """Of a control with raw coefficients: a cell whose vector has the lengths that this one's shall have."""
@@ -225,7 +244,9 @@ class Cell:
         for key, kind in (("pair", PairSpec), ("vector", VectorSpec)):
             known[key] = kind(**_known(kind, data[key])) if data.get(key) else None
         if vector := known["vector"]:
-            known["vector"] = dataclasses.replace(vector, others=tuple(vector.others))
+            known["vector"] = dataclasses.replace(
+                vector, others=tuple(vector.others), plus=_parts(vector.plus), without=_parts(vector.without)
+            )
         if attribution := data.get("attribution"):
             config = AttributionConfig(**_known(AttributionConfig, attribution["config"]))
             known["attribution"] = AttributionSpec(attribution["diagnostics"], config)
@@ -290,11 +311,18 @@ class Cell:
         return {
             "algorithm": ALGORITHM,
             "model": self.model.identity(),
-            "vector": _differences(self.vector),
+            "vector": {**_differences(self.vector), **self._parts_identity()},
             "method": self.vector.method,
             "site": self.site,
             "neutral": self.neutral,
         }
+
+    def _parts_identity(self) -> dict[str, Any]:
+        """What is added to the vector and taken out of it, without names."""
+        assert self.vector is not None
+        plus = {"plus": [[part.texts, float(part.weight)] for part in self.vector.plus]}
+        without = {"without": [part.texts for part in self.vector.without]}
+        return {key: parts for key, parts in (plus | without).items() if parts}
 
     def _attribution_identity(self) -> dict[str, Any]:
         assert self.attribution is not None
@@ -330,6 +358,10 @@ def short_hash(data: Any) -> str:
 
 def _hash(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _parts(data: Iterable[dict[str, Any]]) -> tuple[Part, ...]:
+    return tuple(Part(**_known(Part, one)) for one in data)
 
 
 def _known(kind: type, data: dict[str, Any]) -> dict[str, Any]:

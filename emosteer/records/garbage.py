@@ -102,6 +102,7 @@ class References:
         if cell.vector:
             self.vectors |= {cell.vector_id, cell.vector.like}
             self.texts |= {cell.vector.texts, *cell.vector.others}
+            self.texts |= {part.texts for part in (*cell.vector.plus, *cell.vector.without)}
         if cell.pair:
             self.texts |= {cell.pair.texts, cell.pair.diagnostics}
         if cell.attribution:
