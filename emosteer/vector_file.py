@@ -6,6 +6,7 @@ file of the store, in the JSON beside it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,6 +64,22 @@ def load_vector(path: str | Path) -> EmotionVector:
         return checked(EmotionVector(torch.stack([tensors[name].float() for name in expected]), norms, site))
     except EmosteerError as error:
         raise EmosteerError(f"{path}: {error}") from None
+
+
+def made_on(path: str | Path) -> str | None:
+    """The fingerprint of the model that a vector was made on, where its file says so.
+
+    Raises:
+        EmosteerError: no such file, or no safetensors file.
+    """
+    _, metadata = _read(Path(path).expanduser())
+    if "model_fingerprint" in metadata:  # of an export
+        return metadata["model_fingerprint"]
+    try:
+        stored = json.loads(metadata.get("emosteer", "{}"))  # of the store
+        return str(stored["model"]["fingerprint"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

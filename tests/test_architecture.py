@@ -23,7 +23,7 @@ LAYERS = (
     ("scored",),
     ("agreement", "caveats"),
     ("checks", "figures", "progress", "sources", "tables", "timesheet", "vector_file"),
-    ("bench", "composer", "hydra_messages", "objective", "overview", "resources", "vector_formats"),
+    ("bench", "composer", "conversation", "hydra_messages", "objective", "overview", "resources", "vector_formats"),
     ("one_line",),
     ("alignment", "planning", "summary", "tracking", "worker"),
     ("arguments", "finaliser", "launcher", "model_card"),

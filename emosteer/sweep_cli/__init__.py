@@ -17,6 +17,7 @@ import emosteer
 from emosteer.errors import EmosteerError
 from emosteer.sweep_cli import workers
 from emosteer.sweep_cli.cancel import cancel
+from emosteer.sweep_cli.chat import chat
 from emosteer.sweep_cli.compare import compare
 from emosteer.sweep_cli.export import export
 from emosteer.sweep_cli.gc import gc
@@ -91,6 +92,7 @@ def about(
       emosteer-sweep compare default other
                                       two sweeps cell by cell
       emosteer-sweep export default   the best cell's vector, for use elsewhere
+      emosteer-sweep chat default     talk to the model, steered with it
       emosteer-sweep retry default    run again what failed
       emosteer-sweep cancel default   end its SLURM jobs
       emosteer-sweep workers add default 4
@@ -110,7 +112,7 @@ def about(
         typer.echo(ctx.get_help())
 
 
-for command in (ls, status, watch, logs, report, compare, export, power, retry, cancel, gc):
+for command in (ls, status, watch, logs, report, compare, export, chat, power, retry, cancel, gc):
     app.command()(command)
 app.add_typer(workers.app, name="workers")
 
