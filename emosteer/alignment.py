@@ -181,9 +181,9 @@ class _Side:
         return sorted({name for one in self.scored.values() for name in one.metrics})
 
     def prompts(self, cell: Cell) -> dict[str, Value]:
-        """A cell's prompts: id -> what is said, by role."""
+        """A cell's prompts: id -> all that is said there, and by whom."""
         every = self.sweep.store.prompts(cell.prompts)
-        return {prompt.id: tuple((turn["role"], turn["content"]) for turn in prompt.messages) for prompt in every}
+        return {prompt.id: repr((prompt.messages, prompt.turns, prompt.partner)) for prompt in every}
 
 
 def align(first: Sweep, second: Sweep, metric: str | None = None, by_depth: bool = False) -> Alignment:

@@ -21,8 +21,8 @@ LAYERS = (
     ("scoring", "statistics"),
     ("records",),
     ("scored",),
-    ("agreement", "caveats"),
-    ("checks", "figures", "progress", "sources", "tables", "timesheet", "vector_file"),
+    ("agreement", "caveats", "predictions"),
+    ("checks", "figures", "measures", "progress", "sources", "tables", "timesheet", "turns", "vector_file"),
     ("bench", "composer", "conversation", "hydra_messages", "objective", "overview", "resources", "vector_formats"),
     ("one_line",),
     ("alignment", "planning", "summary", "tracking", "worker"),
@@ -52,6 +52,7 @@ UNKNOWN = {
     "scored": FRONT_ENDS + MODELS,
     "agreement": FRONT_ENDS + MODELS,
     "caveats": FRONT_ENDS + MODELS,
+    "predictions": FRONT_ENDS + MODELS,
     "tables": FRONT_ENDS + MODELS,
     "alignment": FRONT_ENDS + MODELS,
 }
