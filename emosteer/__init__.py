@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         reply,
         score,
         steer,
+        write_stories,
     )
     from emosteer.comparison import compare
     from emosteer.datasets import ContrastivePair, DiagnosticPair, Prompt
@@ -61,6 +62,7 @@ __all__ = [
     "steer",
     "to_repeng",
     "to_steering_vectors",
+    "write_stories",
 ]
 
 _ELSEWHERE = {

@@ -22,7 +22,7 @@ LAYERS = (
     ("records",),
     ("scored",),
     ("agreement", "caveats", "predictions"),
-    ("checks", "figures", "measures", "progress", "sources", "tables", "timesheet", "turns", "vector_file"),
+    ("checks", "figures", "measures", "progress", "sources", "stories", "tables", "timesheet", "turns", "vector_file"),
     ("bench", "composer", "conversation", "hydra_messages", "objective", "overview", "resources", "vector_formats"),
     ("one_line",),
     ("alignment", "planning", "summary", "tracking", "worker"),
