@@ -85,6 +85,7 @@ def theirs(model_file: Path, control: np.ndarray[Any, Any] | None, tokens: tuple
     assert model, "llama.cpp does not take the model"
     params = lib.llama_context_default_params()
     params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads, params.n_threads_batch = 256, 256, 256, 1, 1
+    params.flash_attn_type = 0  # it multiplies in float16
     params.type_k = params.type_v = int(gguf.GGMLQuantizationType.F32)
     context = lib.llama_init_from_model(model, params)
     if control is not None:

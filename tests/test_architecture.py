@@ -26,6 +26,7 @@ LAYERS = (
     ("bench", "composer", "conversation", "hydra_messages", "objective", "overview", "resources", "vector_formats"),
     ("one_line",),
     ("alignment", "planning", "summary", "tracking", "worker"),
+    ("report",),
     ("arguments", "finaliser", "launcher", "model_card"),
     ("comparison", "exporting", "hydra_jobs", "slurm"),
     ("api",),
@@ -55,6 +56,7 @@ UNKNOWN = {
     "predictions": FRONT_ENDS + MODELS,
     "tables": FRONT_ENDS + MODELS,
     "alignment": FRONT_ENDS + MODELS,
+    "report": (*FRONT_ENDS, "torch", "transformers"),
 }
 """What a module must not import, at its top or in a function: torch code knows nothing of Hydra, files or W&B, records nothing
 of models."""

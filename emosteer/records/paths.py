@@ -177,8 +177,16 @@ class SweepPaths:
         return self.root / "replies.parquet"
 
     @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
     def figures(self) -> Path:
         return self.root / "figures"
+
+    @property
+    def paper(self) -> Path:
+        return self.root / "paper"
 
     @property
     def wandb(self) -> Path:
@@ -222,7 +230,7 @@ class SweepPaths:
         """Every directory in which files are published; the locks, which are made otherwise, have rules of their own."""
         slurm = self.slurm
         parts = (slurm.submissions, slurm.workers, slurm.script("any").parent, slurm.code("any").parent)
-        return [self.root, self.commands, self.failures, self.losses, self.figures, *parts]
+        return [self.root, self.commands, self.failures, self.losses, self.figures, self.paper, *parts]
 
 
 @dataclass(frozen=True)
