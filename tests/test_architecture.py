@@ -23,11 +23,12 @@ LAYERS = (
     ("scored",),
     ("agreement", "caveats", "predictions"),
     ("checks", "figures", "measures", "progress", "sources", "stories", "tables", "timesheet", "turns", "vector_file"),
-    ("bench", "composer", "hydra_messages", "objective", "overview", "resources"),
+    ("bench", "composer", "conversation", "hydra_messages", "objective", "overview", "resources", "vector_formats"),
     ("one_line",),
-    ("planning", "summary", "tracking", "worker"),
-    ("arguments", "finaliser", "launcher"),
-    ("comparison", "hydra_jobs", "slurm"),
+    ("alignment", "planning", "summary", "tracking", "worker"),
+    ("report",),
+    ("arguments", "finaliser", "launcher", "model_card"),
+    ("comparison", "exporting", "hydra_jobs", "slurm"),
     ("api",),
     ("probe",),
     ("callback", "main", "sweep_cli"),
@@ -54,6 +55,8 @@ UNKNOWN = {
     "caveats": FRONT_ENDS + MODELS,
     "predictions": FRONT_ENDS + MODELS,
     "tables": FRONT_ENDS + MODELS,
+    "alignment": FRONT_ENDS + MODELS,
+    "report": (*FRONT_ENDS, "torch", "transformers"),
 }
 """What a module must not import, at its top or in a function: torch code knows nothing of Hydra, files or W&B, records nothing
 of models."""

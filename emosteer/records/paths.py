@@ -111,6 +111,26 @@ class StorePaths:
 
 
 @dataclass(frozen=True)
+class ExportPaths:
+    """The vector of a chosen cell, for use elsewhere."""
+
+    directory: Path
+
+    @property
+    def vector(self) -> Path:
+        return self.directory / "vector.safetensors"
+
+    @property
+    def gguf(self) -> Path:
+        return self.directory / "control_vector.gguf"
+
+    @property
+    def card(self) -> Path:
+        """The model card, by the name under which hubs look for one."""
+        return self.directory / "README.md"
+
+
+@dataclass(frozen=True)
 class SweepPaths:
     """One sweep's own directory."""
 
@@ -157,12 +177,23 @@ class SweepPaths:
         return self.root / "replies.parquet"
 
     @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
     def figures(self) -> Path:
         return self.root / "figures"
 
     @property
+    def paper(self) -> Path:
+        return self.root / "paper"
+
+    @property
     def wandb(self) -> Path:
         return self.root / "wandb"
+
+    def export(self, cell_id: str) -> ExportPaths:
+        return ExportPaths(self.root / "exports" / cell_id)
 
     @property
     def dashboard(self) -> Path:
@@ -199,7 +230,7 @@ class SweepPaths:
         """Every directory in which files are published; the locks, which are made otherwise, have rules of their own."""
         slurm = self.slurm
         parts = (slurm.submissions, slurm.workers, slurm.script("any").parent, slurm.code("any").parent)
-        return [self.root, self.commands, self.failures, self.losses, self.figures, *parts]
+        return [self.root, self.commands, self.failures, self.losses, self.figures, self.paper, *parts]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,11 @@ import emosteer
 from emosteer.errors import EmosteerError
 from emosteer.sweep_cli import workers
 from emosteer.sweep_cli.cancel import cancel
+from emosteer.sweep_cli.chat import chat
+from emosteer.sweep_cli.compare import compare
 from emosteer.sweep_cli.dashboard import dashboard
+from emosteer.sweep_cli.export import export
+from emosteer.sweep_cli.figures import figures
 from emosteer.sweep_cli.gc import gc
 from emosteer.sweep_cli.logs import logs
 from emosteer.sweep_cli.ls import ls
@@ -85,12 +89,17 @@ def about(
       emosteer-sweep status default   what is done, what failed and why
       emosteer-sweep watch default    the same while it runs
       emosteer-sweep logs default ID  what was written about a cell
-      emosteer-sweep report default   tables, figures and summary again
+      emosteer-sweep report default   tables, figures and report.html again
+      emosteer-sweep figures default  PDF, PNG and LaTeX for a paper
       emosteer-sweep sync default     its runs to Weights & Biases
       emosteer-sweep dashboard default
                                       a view and a report of them there
       emosteer-sweep power default --effect 1
                                       how many prompts an effect needs
+      emosteer-sweep compare default other
+                                      two sweeps cell by cell
+      emosteer-sweep export default   the best cell's vector, for use elsewhere
+      emosteer-sweep chat default     talk to the model, steered with it
       emosteer-sweep retry default    run again what failed
       emosteer-sweep cancel default   end its SLURM jobs
       emosteer-sweep workers add default 4
@@ -110,7 +119,7 @@ def about(
         typer.echo(ctx.get_help())
 
 
-for command in (ls, status, watch, logs, report, sync, dashboard, power, retry, cancel, gc):
+for command in (ls, status, watch, logs, report, figures, sync, dashboard, compare, export, chat, power, retry, cancel, gc):
     app.command()(command)
 app.add_typer(workers.app, name="workers")
 
