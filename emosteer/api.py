@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
@@ -26,7 +26,7 @@ from emosteer.comparison import GENERATED
 from emosteer.config import Config, GenerationConfig, ModelConfig
 from emosteer.datasets import SHIPPED, ContrastivePair, DiagnosticPair, Prompt
 from emosteer.dotted import version_of
-from emosteer.engine import Engine, requests_for
+from emosteer.engine import Engine, Origin, requests_for
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel, load
 from emosteer.model.source import resolve_layers
@@ -55,6 +55,8 @@ class Replies:
     """How they were decoded."""
     seed: int
     """Of their sampling."""
+    steering: Steering | None = field(default=None, compare=False, repr=False)
+    """What was done to the model's states meanwhile."""
 
     def __repr__(self) -> str:
         return f"<Replies of {self.model}: {len(self.rows)} to {len(self.prompts)} prompts; .texts, .table()>"
@@ -292,7 +294,7 @@ def score(model: LanguageModel, replies: Replies, scorers: Iterable[str | Callab
         model: the one that replied; perplexity is of the replies under it, unsteered.
         replies: all that shall be measured together.
         scorers: names of shipped scorers (`nrc`, `sentiment`, `pronouns`, `words`, `repetition`, `distinct`, `caveats`, ...), and
-            functions of your own from replies to metrics; None takes the shipped ones.
+            functions of your own from replies to metrics; None takes the shipped ones but `kl`, which is slow.
 
     Raises:
         EmosteerError: an unknown scorer, one that gives another number of values than there are replies, or another model.
@@ -306,9 +308,10 @@ def score(model: LanguageModel, replies: Replies, scorers: Iterable[str | Callab
     found = _scorers(scorers)
     prompts = {prompt.id: model.dialogue.prompt(prompt.messages) for prompt in replies.prompts}
     context = Context(Engine(model), [prompts[row.prompt_id] for row in replies.rows], [row.tokens for row in replies.rows])
+    origins = [Origin(prompt, replies.steering) for prompt in context.prompts]
     table = replies.table()
     for scorer in found:
-        table = table.assign(**scorer.measure(replies.texts, lambda: context))
+        table = table.assign(**scorer.measure(replies.texts, lambda: context, lambda: origins))
     table.attrs[GENERATED] = {"model": replies.model, "seed": replies.seed, **asdict(replies.generation)}
     return table
 
@@ -340,7 +343,7 @@ def _generate(model: LanguageModel, prompts: Prompts, config: Config, steering: 
         )
         for i, request in enumerate(requests)
     ]
-    return Replies(model.name, tuple(asked), tuple(rows), config.generation, config.seed)
+    return Replies(model.name, tuple(asked), tuple(rows), config.generation, config.seed, steering)
 
 
 def _listed(name: str, items: Any) -> list[Any]:
@@ -386,12 +389,18 @@ def _items(folder: str, request: Any, kind: type[_Pair], read: Callable[[Path], 
     return datasets.from_records(_listed(folder, request), kind, folder)
 
 
+def _configured(*files: str) -> dict[str, Any]:
+    """The scorers that shipped files name."""
+    found = OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.load(CONF / "scorers" / f"{file}.yaml") for file in files)))
+    assert isinstance(found, dict)
+    return {str(name): entry for name, entry in found.items() if name != "defaults"}
+
+
 def _scorers(asked: Iterable[str | Callable[..., Any]] | None) -> list[Scorer]:
-    config = OmegaConf.to_container(OmegaConf.load(CONF / "scorers" / "default.yaml"))
-    assert isinstance(config, dict)
-    shipped = {scorer.name: scorer for scorer in find_scorers({str(name): entry for name, entry in config.items()})}
+    by_default, all_of_them = _configured("default"), _configured("default", "kl")
     if asked is None:
-        return list(shipped.values())
+        return find_scorers(by_default)
+    shipped = {scorer.name: scorer for scorer in find_scorers(all_of_them)}
     found = []
     for one in _listed("scorers", [asked] if isinstance(asked, str) else asked):
         if callable(one):

@@ -204,10 +204,11 @@ def check_values(config: Config) -> None:
     _check_generation(config)
     _check_vector_method(config.vector.method)
     are_shipped = _are_shipped(json.dumps(config.scorers, sort_keys=True, default=str))
-    if are_shipped and config.pair.primary not in METRICS:
-        raise EmosteerError(f"pair.primary={config.pair.primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
-    _check_equivalence(config.statistics.equivalence, are_shipped)
-    _check_objective(config, are_shipped)
+    measured = _measured(config) if are_shipped else None
+    if measured and config.pair.primary not in measured:
+        raise EmosteerError(f"pair.primary={config.pair.primary}: no scorer measures it; choose one of {', '.join(measured)}")
+    _check_equivalence(config.statistics.equivalence, measured)
+    _check_objective(config, measured)
 
 
 def _check_decay(config: Config) -> None:
@@ -259,21 +260,27 @@ def _are_shipped(scorers: str) -> bool:
     return all(scorer.target.startswith(OWN_SCORERS) for scorer in find_scorers(json.loads(scorers)))
 
 
-def _check_equivalence(margins: Any, are_shipped: bool) -> None:
+def _measured(config: Config) -> list[str]:
+    """What the shipped scorers measure, those included that the configuration drops; `kl` has to be asked for."""
+    has_kl = any(entry.get("_target_", "").endswith(".divergence.kl") for entry in config.scorers.values())
+    return [metric for metric in METRICS if metric != "kl" or has_kl]
+
+
+def _check_equivalence(margins: Any, measured: Sequence[str] | None) -> None:
     if not isinstance(margins, Mapping):
         raise EmosteerError(f"statistics.equivalence={margins}: give metrics and margins, such as {{first_person: 1.0}}")
-    known = ("perplexity_ratio", *METRICS)
+    known = ("perplexity_ratio", *(measured or ()))
     for key, margin in margins.items():
         least = 1 if key == "perplexity_ratio" else 0
         if not isinstance(margin, int | float) or not math.isfinite(margin) or margin <= least:
             raise EmosteerError(f"statistics.equivalence.{key}={margin}: give a number above {least}")
-        if are_shipped and key not in known:
+        if measured and key not in known:
             raise EmosteerError(
                 f"statistics.equivalence.{key}: no scorer measures that{near(key, known)}; choose of {', '.join(known)}"
             )
 
 
-def _check_objective(config: Config, are_shipped: bool) -> None:
+def _check_objective(config: Config, measured: Sequence[str] | None) -> None:
     objective = config.objective
     if not isinstance(objective.at_most, Mapping):
         raise EmosteerError(f"objective.at_most={objective.at_most}: give columns and limits, such as {{perplexity_ratio: 1.3}}")
@@ -282,14 +289,14 @@ def _check_objective(config: Config, are_shipped: bool) -> None:
     for column, limit in objective.at_most.items():
         if not isinstance(limit, int | float) or not math.isfinite(limit):
             raise EmosteerError(f"objective.at_most.{column}={limit}: give a finite number")
-    if are_shipped:
-        _check_columns(objective, config.statistics.equivalence)
+    if measured:
+        _check_columns(objective, config.statistics.equivalence, measured)
     if objective.column and "beyond_random" in objective.column and not config.controls.random:
         raise EmosteerError(f"objective.column={objective.column} needs random controls: give controls.random=1 or more")
 
 
-def _check_columns(objective: ObjectiveConfig, margins: Mapping[str, float]) -> None:
-    known = [*(f"{metric}_{effect}" for metric in METRICS for effect in EFFECTS), *NUMBERS]
+def _check_columns(objective: ObjectiveConfig, margins: Mapping[str, float], measured: Sequence[str]) -> None:
+    known = [*(f"{metric}_{effect}" for metric in measured for effect in EFFECTS), *NUMBERS]
     known += [f"{metric.removesuffix('_ratio')}_p_equivalence" for metric in margins]
     columns = [("objective.column", objective.column), *(("objective.at_most", column) for column in objective.at_most)]
     for key, column in columns:

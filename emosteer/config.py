@@ -24,7 +24,7 @@ READINGS = ("token_mean", "last_token", "assistant_prefix")
 METRICS = (
     *("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise", "positive", "negative"),
     *("sentiment", "first_person", "first_person_singular", "first_person_plural"),
-    *("negated", "one_word", "words", "repetition", "distinct_1", "distinct_2", "duplication", "perplexity"),
+    *("negated", "one_word", "words", "repetition", "distinct_1", "distinct_2", "duplication", "kl", "perplexity"),
 )
 """What the shipped scorers measure."""
 EFFECTS = (

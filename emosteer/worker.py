@@ -23,7 +23,7 @@ import emosteer
 from emosteer import timesheet
 from emosteer.bench import Bench, Loaded
 from emosteer.cores import choose_threads
-from emosteer.engine import Engine, Reply, Request, requests_for
+from emosteer.engine import Engine, Origin, Reply, Request, requests_for
 from emosteer.errors import Damaged, EmosteerError, MachineFault
 from emosteer.model.language_model import load
 from emosteer.model.source import find
@@ -394,7 +394,9 @@ class Worker:
     def _scores(self, loaded: Loaded, tasks: Sequence[Task]) -> Iterator[ScoreSet]:
         """What the scorers say of cells that they have not seen yet."""
         for pool in self._pools(loaded, tasks):
-            for scorer in self.scorers:
+            wanted = [scorer for scorer in self.scorers if any(scorer in one.scorers for one in pool)]
+            # First those that read steered replies: what they learn of the unsteered model, others need not ask again.
+            for scorer in sorted(wanted, key=lambda scorer: not scorer.needs_origins):
                 own = [one for one in pool if scorer in one.scorers]
                 for one, found in zip(own, measure_together(scorer, [one.replies for one in own]), strict=True):
                     if isinstance(found, Exception):
@@ -415,7 +417,8 @@ class Worker:
                 continue  # put aside and told: the next round runs it again
             if missing:
                 texts = [reply.reply for reply in replies]
-                pool.append(_Unscored(task, missing, CellReplies(texts, partial(self._context, loaded, task, replies))))
+                context, origins = partial(self._context, loaded, task, replies), partial(self._origins, loaded, task, replies)
+                pool.append(_Unscored(task, missing, CellReplies(texts, context, origins)))
                 n_tokens += sum(len(reply.tokens) for reply in replies)
             if n_tokens >= POOL_TOKENS:
                 yield pool
@@ -426,6 +429,11 @@ class Worker:
     def _context(self, loaded: Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:
         prompts = {p.id: loaded.model.dialogue.prompt(p.messages) for p in self.store.prompts(task.cell.prompts)}
         return Context(loaded.engine, [prompts[reply.prompt_id] for reply in replies], [reply.tokens for reply in replies])
+
+    def _origins(self, loaded: Loaded, task: Task, replies: Sequence[StoredReply]) -> list[Origin]:
+        requests = self._prepare(loaded, task).requests
+        known = {(one.row_seed.prompt_id, one.row_seed.sample): Origin(one.prompt, one.steering) for one in requests}
+        return [known[reply.prompt_id, reply.sample] for reply in replies]
 
     def _fail(self, task: Task, error: Exception) -> None:
         if isinstance(error, RuntimeError) and BROKEN_DEVICE.search(str(error)):

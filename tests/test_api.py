@@ -356,6 +356,15 @@ def test_scorers_of_ones_own_stand_beside_the_shipped(model: LanguageModel) -> N
     assert emosteer.score(model, replies, "words")["words"].tolist() == emosteer.score(model, replies)["words"].tolist()
 
 
+def test_what_steering_did_to_the_models_expectations(model: LanguageModel, vector: EmotionVector) -> None:
+    steered = emosteer.steer(model, TEXTS, vector, layer=1, coefficient=0.5, max_new_tokens=6)
+    unsteered = emosteer.reply(model, TEXTS, max_new_tokens=6)
+    assert emosteer.score(model, unsteered, ["kl"])["kl"].tolist() == [0.0] * len(TEXTS)
+    more = emosteer.score(model, steered, ["kl"])["kl"]
+    assert (more > emosteer.score(model, replace(steered, steering=None), ["kl"])["kl"]).all()
+    assert "kl" not in emosteer.score(model, steered), "it is slow"
+
+
 def test_unusable_scorers_and_replies_are_refused(model: LanguageModel) -> None:
     replies = emosteer.reply(model, TEXTS, max_new_tokens=2)
     for scorers, message in (

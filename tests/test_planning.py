@@ -103,6 +103,7 @@ BAD = {
     "statistics.equivalence.first_person=0": "statistics.equivalence.first_person=0.0: give a number above 0",
     "+statistics.equivalence.joi=1": "statistics.equivalence.joi: no scorer measures that (did you mean joy?)",
     "+objective.at_most.joy_p_equivalence=0.05": "objective.at_most=joy_p_equivalence: results have no such column",
+    "objective.column=kl_steered": "objective.column=kl_steered: results have no such column",
     "statistics.confidence=1": "statistics.confidence=1.0: give a number between 0 and 1",
     "worker.cells_per_claim=0": "worker.cells_per_claim=0: give a whole number of at least 1",
     "worker.lease_seconds=0": "worker.lease_seconds=0.0: give a number above 0",
@@ -139,6 +140,7 @@ BAD = {
 
 def test_a_search_may_be_held_to_no_cost(store: Store) -> None:
     assert planned(store, "objective=beyond_random", "+objective.at_most.perplexity_p_equivalence=0.05")
+    assert planned(store, "objective=beyond_random", "+objective.at_most.kl_steered=0.1", "scorers=kl")
 
 
 @pytest.mark.parametrize("override", BAD)

@@ -17,13 +17,18 @@ from tiny_models import bare_model, tokenizer_of
 
 from emosteer import worker as workers
 from emosteer.config import register
-from emosteer.engine import Engine, Reply, Request
+from emosteer.engine import Engine, Origin, Reply, Request
+from emosteer.engine.likelihood import mean_divergences
 from emosteer.errors import EmosteerError, MachineFault
 from emosteer.launcher import Job, open_sweep, submit
+from emosteer.model.language_model import load
 from emosteer.planning import typed
 from emosteer.progress import Silent
+from emosteer.records.cell import BASELINE, PROMPTING
 from emosteer.records.sweep import Sweep
+from emosteer.steering import steering_along
 from emosteer.timesheet import PARTS
+from emosteer.vector_file import load_vector
 from emosteer.worker import Worker
 
 SMALL = (
@@ -295,6 +300,31 @@ def test_a_reply_that_a_scorer_cannot_bear_fails_its_cells_and_no_other(
     failures = [json.loads(path.read_text()) for path in again.paths.failures.iterdir()]
     assert {failure["id"] for failure in failures} == bad
     assert {failure["message"] for failure in failures} == {"it cannot read this"}
+
+
+def test_the_divergence_of_each_reply_from_the_unsteered_model(tmp_path: Path, model: Path) -> None:
+    """By hand for each cell: steered as it was, under the instruction that it had; 0 for the baseline."""
+    options = ("scorers=kl", "controls.prompting=true", "controls.instruction='Be {target}.'", "decay=0.5")
+    sweep = submitted(tmp_path, model, *options)
+    Worker(sweep).run()
+    found, cells = scores(sweep, "kl"), {task.cell.id: task.cell for task in sweep.tasks()}
+    (baseline,) = (cell for cell in cells.values() if cell.kind == BASELINE)
+    (prompting,) = (cell for cell in cells.values() if cell.kind == PROMPTING)
+    assert found[baseline.id] == [0, 0]
+    assert len({*found[prompting.id]} | {value for cell_id in cells for value in found[cell_id]}) > 10
+
+    lm = load(baseline.model.config)
+    for cell in cells.values():
+        prompts, stored = sweep.store.prompts(cell.prompts), sweep.store.replies(cell)
+        steering = None
+        if cell.vector:
+            vector = load_vector(sweep.store.paths.vector(cell.vector_id))
+            steering = steering_along(vector, [1], cell.coefficient, decay=0.5)
+        plain = [lm.dialogue.prompt(prompt.messages) for prompt in prompts]
+        told = [lm.dialogue.prompt(({"role": "system", "content": "Be joy."}, *prompt.messages)) for prompt in prompts]
+        origins = [Origin(prompt, steering) for prompt in (told if cell is prompting else plain)]
+        texts = [(prompt, reply.tokens) for prompt, reply in zip(plain, stored, strict=True)]
+        assert found[cell.id] == pytest.approx(mean_divergences(Engine(lm), texts, origins), rel=2e-3, abs=2e-6), cell.id
 
 
 def test_a_disk_that_fills_beside_the_decoding_ends_the_worker_and_settles_nothing(
