@@ -23,7 +23,7 @@ from emosteer import attribution, datasets
 from emosteer.arguments import Generation, configuration, plain, whole
 from emosteer.attribution import Attribution
 from emosteer.comparison import GENERATED
-from emosteer.config import Config, GenerationConfig, ModelConfig
+from emosteer.config import AUTO, Config, GenerationConfig, ModelConfig
 from emosteer.datasets import SHIPPED, ContrastivePair, DiagnosticPair, Prompt
 from emosteer.dotted import version_of
 from emosteer.engine import Engine, Origin, requests_for
@@ -276,11 +276,13 @@ def steer(
         site=vector.site,
         generation=generation,
     )
+    if config.coefficient == AUTO:
+        raise EmosteerError("coefficient=auto: only the command looks for one; give a number")
     layers = resolve_layers(plain(layer), model.n_blocks, model.name)
     if layers is None:
         raise EmosteerError("layer=auto: only the command asks attribution by itself; give attribute(model, pairs).ranking()[0]")
     _check_fits(vector, model)
-    steering = steering_along(vector, layers, config.coefficient, coefficient_unit, intervention, scope, config.decay)
+    steering = steering_along(vector, layers, float(config.coefficient), coefficient_unit, intervention, scope, config.decay)
     return _generate(model, prompts, config, steering)
 
 

@@ -16,6 +16,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from emosteer.config import (
+    AUTO,
+    COSTS,
     DIRECTIONS,
     EFFECTS,
     ENGINE_PATHS,
@@ -176,8 +178,7 @@ def check_values(config: Config) -> None:
     ):
         if value not in valid:
             raise EmosteerError(f"{key}={value}: choose one of {', '.join(valid)}")
-    if not math.isfinite(config.coefficient):
-        raise EmosteerError(f"coefficient={config.coefficient}: give a finite number, such as 0.2")
+    _check_coefficient(config)
     _check_decay(config)
     _check_instruction(config)
     for key, number, least in (
@@ -209,6 +210,39 @@ def check_values(config: Config) -> None:
         raise EmosteerError(f"pair.primary={config.pair.primary}: no scorer measures it; choose one of {', '.join(measured)}")
     _check_equivalence(config.statistics.equivalence, measured)
     _check_objective(config, measured)
+
+
+def _check_coefficient(config: Config) -> None:
+    if config.coefficient == AUTO:
+        _check_auto(config)
+        return
+    try:
+        is_finite = not isinstance(config.coefficient, bool) and math.isfinite(float(config.coefficient))
+    except (TypeError, ValueError):
+        is_finite = False
+    if not is_finite:
+        raise EmosteerError(f"coefficient={config.coefficient}: give a finite number, such as 0.2, or auto")
+
+
+def _check_auto(config: Config) -> None:
+    auto = config.auto_coefficient
+    if auto.metric not in COSTS:
+        raise EmosteerError(f"auto_coefficient.metric={auto.metric}: choose one of {', '.join(COSTS)}")
+    least = 1 if auto.metric == "perplexity_ratio" else 0
+    if not math.isfinite(auto.target) or auto.target <= least:
+        raise EmosteerError(
+            f"auto_coefficient.target={auto.target}: give a number above {least}, what {auto.metric} is without a push"
+        )
+    if not 0 < auto.tolerance < 1:
+        raise EmosteerError(f"auto_coefficient.tolerance={auto.tolerance}: give a number between 0 and 1, such as 0.1")
+    if not math.isfinite(auto.largest) or auto.largest <= 0:
+        raise EmosteerError(f"auto_coefficient.largest={auto.largest}: give a number above 0, such as 1.0")
+    check_count("auto_coefficient.max_steps", auto.max_steps, 6)
+    check_count("auto_coefficient.prompts", auto.prompts)
+    if config.coefficient_unit != "fraction":
+        raise EmosteerError("coefficient=auto is a fraction of the residual norm: give coefficient_unit=fraction")
+    if config.intervention == "set":
+        raise EmosteerError("coefficient=auto finds how much to add: give a number with intervention=set")
 
 
 def _check_decay(config: Config) -> None:

@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from emosteer.config import AUTO
 from emosteer.endings import silence
 from emosteer.records.sweep import FAILED
 from emosteer.statistics import smallest_p
@@ -51,7 +52,13 @@ def summary(name: str, tables: Tables) -> RenderableType:
     done = tables.replied
     if len(done):
         best = best_readable(done)
-        parts += [_table(done), _legend(done), *_confirmations(tables.confirmations), *_against_prompting(tables, best)]
+        parts += [
+            _table(done),
+            _legend(done),
+            *_confirmations(tables.confirmations),
+            *_against_prompting(tables, best),
+            *_against_negative(tables, best),
+        ]
         if best is not None:
             caveat = "" if _is_significant(best) else ", not significant"
             parts += [_examples(tables, best, f"Best readable cell{caveat}"), Text(RULE, style="dim")]
@@ -125,7 +132,7 @@ def _table(cells: pd.DataFrame) -> RenderableType:
         table.add_row(
             Text(str(row["pair"])).append(f"\n{primary}{axes}", style="dim"),
             row["layers"],
-            f"{row['coefficient']:g}",
+            _coefficient(row),
             _effect(row, primary),
             _effect(row, f"{primary}_beyond_random", suffixes=("", "_ci_low", "_ci_high", "_q")),
             _effect(row, "first_person"),
@@ -135,6 +142,15 @@ def _table(cells: pd.DataFrame) -> RenderableType:
     if len(shown) < len(cells):
         return Group(table, Text(f"The {len(shown)} largest effects of {len(cells)} cells; all are in results.csv."))
     return table
+
+
+def _coefficient(row: pd.Series[Any]) -> Text:
+    """A coefficient; where it was looked for, with what it costs."""
+    if row["coefficient_request"] != AUTO:
+        return Text(f"{row['coefficient']:g}")
+    text = Text(f"{row['coefficient']:.3g}")
+    text.append(f"\n{row['auto_metric'].removesuffix('_ratio')} {row['auto_cost']:.3g}", style="dim")
+    return text if row["auto_status"] == "found" else text.append(f"\n{row['auto_status']}", style="red")
 
 
 def _in_two(pair: str, width: int = 14) -> str:
@@ -200,6 +216,22 @@ def _against_prompting(tables: Tables, best: pd.Series[Any] | None) -> list[Rend
                 f" The best readable cell against that: {_with_interval(best, beyond, beyond)}, {_q(_value(best, f'{beyond}_q'))}."
             )
         lines.append(Text(line))
+    return lines
+
+
+def _against_negative(tables: Tables, best: pd.Series[Any] | None) -> list[RenderableType]:
+    """A line: what the best cell does with the other sign, and how far the two signs are apart."""
+    negated = tables.negated
+    if best is None or negated.empty:
+        return []
+    same = (negated["control_key"] == best["control_key"]) & (negated["vector_id"] == best["vector_id"])
+    lines: list[RenderableType] = []
+    for _, row in negated[same].iterrows():
+        primary, beyond = best["primary"], f"{best['primary']}_beyond_negative"
+        if not math.isnan(_value(row, f"{primary}_delta")):
+            effect, apart = _with_interval(row, f"{primary}_delta", primary), _with_interval(best, beyond, beyond)
+            line = f"The best readable cell with the other sign: {primary} {effect}, p={_value(row, f'{primary}_p'):.3f}; they are"
+            lines.append(Text(f"{line} {apart} apart, {_q(_value(best, f'{beyond}_q'))}."))
     return lines
 
 

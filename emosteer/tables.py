@@ -27,7 +27,9 @@ from emosteer.statistics import confirm, dose_response, equivalence_p, false_dis
 
 Floats = NDArray[np.float64]
 
-RANDOM, SHUFFLED = "random", "shuffled"
+RANDOM, SHUFFLED, NEGATIVE = "random", "shuffled", "negative"
+RIVALS = (RANDOM, SHUFFLED, NEGATIVE, PROMPTING)
+"""What cells have to beat, besides the baseline: the ends of `m_beyond_...`."""
 READABLE_PERPLEXITY_RATIO = 1.5
 READABLE_DUPLICATION = 0.3
 """A cell is readable up to these: perplexity as a multiple of the baseline's, and the share of replies that begin alike."""
@@ -44,6 +46,11 @@ class Scored:
     replies: list[StoredReply]
     metrics: dict[str, list[float]]
     """Metric -> one value per reply."""
+
+    @property
+    def coefficient(self) -> float:
+        """The cell's, as it was given or found."""
+        return coefficient_of(self.cell, self.record)
 
     @cached_property
     def by_prompt(self) -> dict[str, dict[str, float]]:
@@ -97,6 +104,11 @@ class Tables:
     def controls(self) -> pd.DataFrame:
         """The rows of `results` that are random directions, as controls."""
         return self.results[self.results["is_control"] & (self.results["vector_method"] == RANDOM)]
+
+    @property
+    def negated(self) -> pd.DataFrame:
+        """The rows of `results` that are cells with the other sign, as controls."""
+        return self.results[self.results["is_control"] & (self.results["vector_method"] == NEGATIVE)]
 
     @property
     def prompted(self) -> pd.DataFrame:
@@ -230,18 +242,22 @@ class Rivals:
     """Random directions, by the key that a cell shares with its controls."""
     shuffled: dict[tuple[str, str], list[Scored]]
     """Vectors from texts with exchanged labels, by that key and pair."""
+    negative: dict[tuple[str, str], list[Scored]]
+    """Cells with the other sign, by that key and vector."""
     prompting: dict[tuple[str, str], list[Scored]]
     """The unsteered model asked to feel the emotion, by baseline and pair."""
 
     @classmethod
     def among(cls, scored: Iterable[Scored]) -> Rivals:
         """Those that have replies."""
-        found = cls({}, {}, {})
+        found = cls({}, {}, {}, {})
         # In an order of their own: sums that differ in their last bit rank differently.
         for one in sorted(scored, key=lambda one: one.cell.id):
             cell = one.cell
             if cell.kind == PROMPTING:
                 found.prompting.setdefault((cell.baseline_id, _pair_name(cell)), []).append(one)
+            elif cell.kind == CONTROL and cell.negative:
+                found.negative.setdefault((cell.control_key, cell.vector_id), []).append(one)
             elif cell.kind == CONTROL and cell.vector and cell.vector.shuffled:
                 found.shuffled.setdefault((cell.control_key, _pair_name(cell)), []).append(one)
             elif cell.kind == CONTROL:
@@ -251,10 +267,11 @@ class Rivals:
     def of(self, cell: Cell) -> dict[str, list[Scored]]:
         """A cell's rivals by their kind; a control has none."""
         if cell.kind != CELL:
-            return {RANDOM: [], SHUFFLED: [], PROMPTING: []}
+            return {rival: [] for rival in RIVALS}
         return {
             RANDOM: self.random.get(cell.control_key, []),
             SHUFFLED: self.shuffled.get((cell.control_key, _pair_name(cell)), []),
+            NEGATIVE: self.negative.get((cell.control_key, cell.vector_id), []),
             PROMPTING: self.prompting.get((cell.baseline_id, _pair_name(cell)), []),
         }
 
@@ -269,12 +286,12 @@ def _axes(sweep: Sweep, cell: Cell, state: str, vector: dict[str, Any], own: Sco
     resolved, provenance = record.get("resolved", {}), record.get("provenance", {})
     layers = tuple(resolved.get("layers") or cell.layers or ())
     is_shuffled = cell.vector is not None and cell.vector.shuffled > 0
-    pair = cell.pair if cell.kind in (CELL, PROMPTING) or is_shuffled else None
+    pair = cell.pair if cell.kind in (CELL, PROMPTING) or is_shuffled or cell.negative else None
     failure = sweep.failure(cell) or {}
     steering = (
         {
             "vector_id": cell.vector_id,
-            "vector_method": SHUFFLED if is_shuffled else cell.vector.method,
+            "vector_method": NEGATIVE if cell.negative else SHUFFLED if is_shuffled else cell.vector.method,
             "vector_reading": cell.vector.reading if cell.vector.method != RANDOM else None,
             "vector_source": cell.vector.source if cell.vector.method != RANDOM else None,
             "vector_split_half": _at(vector.get("split_half"), layers),
@@ -283,13 +300,15 @@ def _axes(sweep: Sweep, cell: Cell, state: str, vector: dict[str, Any], own: Sco
             "layer": layers[0] if len(layers) == 1 else None,
             "layers": "+".join(map(str, layers)) or cell.layers_text,
             "layer_request": cell.layers_text,
-            "coefficient": cell.coefficient,
+            "coefficient": coefficient_of(cell, record),
+            "coefficient_request": cell.coefficient_text,
             "coefficient_unit": cell.coefficient_unit,
             "coefficient_raw": resolved.get("coefficient_raw"),
             "coefficient_fraction": resolved.get("coefficient_fraction"),
             "scope": cell.scope,
             "intervention": cell.intervention,
             "decay": cell.decay,
+            **_auto(cell, resolved),
         }
         if cell.vector
         else {"vector_method": PROMPTING}
@@ -318,6 +337,26 @@ def _axes(sweep: Sweep, cell: Cell, state: str, vector: dict[str, Any], own: Sco
     }
 
 
+def coefficient_of(cell: Cell, record: dict[str, Any]) -> float:
+    """A cell's coefficient as it was given or found, with its sign; NaN where it is looked for and not found yet."""
+    found = record.get("resolved", {}).get("found") or {}
+    size = float(found.get("coefficient", math.nan)) if cell.coefficient is None else cell.coefficient
+    return -size if cell.negative else size
+
+
+def _auto(cell: Cell, resolved: dict[str, Any]) -> dict[str, Any]:
+    """What was looked for where the coefficient is `auto`, and what was found."""
+    config = cell.strength.config if cell.strength else None
+    found = resolved.get("found") or {}
+    return {
+        "auto_metric": config.metric if config else None,
+        "auto_target": config.target if config else math.nan,
+        "auto_cost": found.get("cost", math.nan),
+        "auto_status": found.get("status"),
+        "auto_steps": len(found["steps"]) if found else math.nan,
+    }
+
+
 def _with_q(results: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """Families of tests, a metric over the sweep's cells that are no controls: q and, of primary metrics, Holm's p; typed columns."""
     if results.empty:
@@ -327,9 +366,7 @@ def _with_q(results: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     results = results.assign(layer=results["layer"].astype("Int64"), attempt=results["attempt"].astype("Int64"))
     cells = ~results["is_control"]
     added: dict[str, pd.Series[float]] = {}
-    for name in [
-        m for metric in metrics for m in (f"{metric}_p", *(f"{metric}_beyond_{rival}_p" for rival in (RANDOM, SHUFFLED, PROMPTING)))
-    ]:
+    for name in [m for metric in metrics for m in (f"{metric}_p", *(f"{metric}_beyond_{rival}_p" for rival in RIVALS))]:
         if name in results:
             q = pd.Series(np.nan, index=results.index)
             q[cells] = false_discovery_rate(results.loc[cells, name].to_numpy(dtype=float))
@@ -378,12 +415,13 @@ def _replies(store: Store, scored: Iterable[Scored], metrics: Sequence[str]) -> 
 def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[str, Any]) -> pd.DataFrame:
     groups: dict[str, list[Scored]] = {}
     for one in scored.values():
-        # A slope goes through the origin, where only an addition does nothing.
-        if one.cell.kind == CELL and one.cell.intervention == "add" and one.cell.baseline_id in scored:
+        # A slope goes through the origin, where only an addition does nothing; and over doses that the replies did not choose.
+        is_dose = one.cell.intervention == "add" and one.cell.coefficient is not None
+        if one.cell.kind == CELL and is_dose and one.cell.baseline_id in scored:
             groups.setdefault(_trend_key(one), []).append(one)
     rows = []
     for key, unordered in groups.items():
-        members = sorted(unordered, key=lambda member: (member.cell.coefficient, member.cell.id))
+        members = sorted(unordered, key=lambda member: (member.coefficient, member.cell.id))
         cell, baseline = members[0].cell, scored[members[0].cell.baseline_id]
         prompts = baseline.prompts
         primary = cell.pair.primary if cell.pair else ""
@@ -392,7 +430,7 @@ def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[st
         deltas = np.stack([member.matrix(wanted, prompts) - unsteered for member in members])
         for i, metric in enumerate(wanted):
             trend = dose_response(
-                [member.cell.coefficient for member in members],
+                [member.coefficient for member in members],
                 deltas[:, i],
                 seed=seed_of(key),
                 n_resamples=settings["n_resamples"],
@@ -432,7 +470,7 @@ def _confirmations(scored: dict[str, Scored], metrics: Sequence[str], settings: 
             {"model": config.name, "dtype": config.dtype, "pair": pair_name, "primary": primary}
             | {"prompts": baseline.cell.prompts_name, "baseline_id": baseline_id}
             | {"cell_id": best.cell.id if best else None, "layers": _layers(best) if best else None}
-            | {"coefficient": best.cell.coefficient if best else math.nan}
+            | {"coefficient": best.coefficient if best else math.nan}
             | numbers
         )
     return pd.DataFrame(rows)

@@ -280,7 +280,7 @@ class Worker:
         if self._resources is None or self._resources.model is not loaded.model:
             vectors = [task.cell for task in self.sweep.tasks() if task.cell.vector and task.cell.model.key == loaded.key]
             sites = [cell.site for cell in vectors]
-            self._resources = Resources(self.store, self.claims, loaded.model, sites, self.report.stage)
+            self._resources = Resources(self.store, self.claims, loaded.model, sites, self.report.stage, loaded.engine)
         return self._resources
 
     def _attribute(self, loaded: Loaded, task: Task) -> None:
@@ -313,7 +313,13 @@ class Worker:
 
     def _prepare(self, loaded: Loaded, task: Task) -> _Prepared:
         cell = task.cell
-        steering, resolved = self._resources_of(loaded).steering(cell)
+        resources = self._resources_of(loaded)
+        if cell.strength is not None:
+            resources.vector(cell.owner())
+            # What it generates counts as generated.
+            with self.sheet.on(timesheet.DECODE):
+                resources.strength(cell)
+        steering, resolved = resources.steering(cell)
         prompts = self.store.prompts(cell.prompts)
         requests = requests_for(loaded.model, prompts, cell.generation, cell.seed, steering, cell.prompts_name, cell.instruction)
         return _Prepared(task, requests, resolved)

@@ -18,7 +18,7 @@ LAYERS = (
     ("attribution", "vectors"),
     ("steering",),
     ("engine",),
-    ("scoring", "statistics"),
+    ("scoring", "statistics", "strength"),
     ("records",),
     ("checks", "figures", "progress", "sources", "tables", "timesheet", "vector_file"),
     ("bench", "composer", "hydra_messages", "objective", "overview", "resources"),

@@ -14,14 +14,13 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from emosteer.config import AttributionConfig, GenerationConfig, ModelConfig, VectorConfig
+from emosteer.config import AUTO, AttributionConfig, AutoCoefficientConfig, GenerationConfig, ModelConfig, VectorConfig
 from emosteer.records.paths import in_name
 
 ALGORITHM = 1
 """Raised by hand when the code's replies change."""
 
 CELL, CONTROL, PROMPTING, BASELINE, ATTRIBUTION = "cell", "control", "prompting", "baseline", "attribution"
-AUTO = "auto"
 
 MODEL_KNOBS = ("dtype", "blocks", "attention", "mlp", "trust_remote_code")
 """Of a model's configuration: what may change a reply, besides the weights."""
@@ -96,6 +95,15 @@ class AttributionSpec:
 
 
 @dataclass(frozen=True)
+class StrengthSpec:
+    """How the coefficient of a cell is found, and of the controls that have the same."""
+
+    config: AutoCoefficientConfig
+    vector: VectorSpec
+    """The cell's own, with which it is looked for."""
+
+
+@dataclass(frozen=True)
 class Cell:
     """One unit of work: a cell, one of its controls, prompting for the emotion, the baseline, or an attribution."""
 
@@ -112,7 +120,8 @@ class Cell:
     """Digest of the neutral texts behind the residual norms."""
     layers: tuple[int, ...] | None = None
     """Blocks that are steered; None where attribution chooses them."""
-    coefficient: float = 0.0
+    coefficient: float | None = 0.0
+    """None where it is found by what it costs."""
     coefficient_unit: str = "fraction"
     scope: str = "generated"
     site: str = "residual"
@@ -121,6 +130,10 @@ class Cell:
     instruction: str = ""
     """Of prompting: the system message."""
     attribution: AttributionSpec | None = None
+    strength: StrengthSpec | None = None
+    """How the coefficient is found; None where it is given."""
+    negative: bool = False
+    """As a control: the coefficient, given or found, has the other sign."""
 
     @cached_property
     def id(self) -> str:
@@ -138,8 +151,9 @@ class Cell:
         identity = self._identity()
         vector = identity.pop("vector", {})
         identity.pop("kind", None)
+        identity.pop("negative", None)
         if self.coefficient_unit == "raw":
-            identity["like"] = vector["id"] if self.kind == CELL else vector["like"]
+            identity["like"] = vector["id"] if self.kind == CELL or self.negative else vector["like"]
         return _hash(identity)
 
     @property
@@ -168,6 +182,22 @@ class Cell:
         """As tables show it: `10`, `8+10`, or `auto`."""
         return AUTO if self.layers is None else "+".join(map(str, self.layers))
 
+    @property
+    def coefficient_text(self) -> str:
+        """As it was asked for: `0.2`, or `auto`."""
+        return AUTO if self.coefficient is None else f"{self.coefficient:g}"
+
+    @property
+    def strength_id(self) -> str:
+        """Id of the coefficient that is found for this cell, or for the one that it is a control of."""
+        owner = self.owner()
+        return f"{in_name(f'{owner.pair.name if owner.pair else CELL}-L{owner.layers_text}')}-{_hash({'of': owner._identity()})}"
+
+    def owner(self) -> Cell:
+        """Of a cell whose coefficient is found, or of its control: the cell for which it is."""
+        assert self.strength is not None
+        return dataclasses.replace(self, kind=CELL, vector=self.strength.vector, negative=False)
+
     def baseline(self) -> Cell:
         """The cell of the same replies without steering."""
         return Cell(BASELINE, self.model, self.seed, prompts=self.prompts, prompts_name=self.prompts_name, generation=self.generation)
@@ -186,8 +216,8 @@ class Cell:
             self,
             kind=CONTROL,
             vector=dataclasses.replace(own, method="random", seed=self.seed, index=index),
-            # It stays where it decides the layer or the length.
-            pair=self.pair if chosen or raw else None,
+            # It stays where it decides the layer or the length. What finds the strength stays as it is, with the cell's own vector.
+            pair=self.pair if chosen or raw or self.strength else None,
             attribution=self.attribution if chosen else None,
         )
 
@@ -200,6 +230,10 @@ class Cell:
         """
         assert self.vector is not None
         return dataclasses.replace(self, kind=CONTROL, vector=dataclasses.replace(self.vector, texts=texts, shuffled=index + 1))
+
+    def negated(self) -> Cell:
+        """This cell with the other sign, as a control of its own."""
+        return dataclasses.replace(self, kind=CONTROL, negative=True)
 
     def like(self) -> Cell:
         """Of a control with raw coefficients: a cell whose vector has the lengths that this one's shall have."""
@@ -229,6 +263,10 @@ class Cell:
         if attribution := data.get("attribution"):
             config = AttributionConfig(**_known(AttributionConfig, attribution["config"]))
             known["attribution"] = AttributionSpec(attribution["diagnostics"], config)
+        if strength := data.get("strength"):
+            own = VectorSpec(**_known(VectorSpec, strength["vector"]))
+            looked_for = AutoCoefficientConfig(**_known(AutoCoefficientConfig, strength["config"]))
+            known["strength"] = StrengthSpec(looked_for, dataclasses.replace(own, others=tuple(own.others)))
         known["layers"] = tuple(data["layers"]) if data.get("layers") is not None else None
         cell = cls(**known)
         cell._check_parts()
@@ -243,7 +281,9 @@ class Cell:
             raise ValueError(f"this is no cell: {self.kind!r}")
         if self.kind == ATTRIBUTION and self.attribution is None:
             raise ValueError("an attribution without its settings")
-        if not abs(self.coefficient) <= sys.float_info.max:
+        if self.coefficient is None and self.strength is None:
+            raise ValueError("neither a coefficient nor how it is found")
+        if self.coefficient is not None and not abs(self.coefficient) <= sys.float_info.max:
             raise ValueError(f"coefficient={self.coefficient!r}")
 
     def _prefix(self) -> str:
@@ -255,8 +295,10 @@ class Cell:
         name = self.pair.name if self.pair and self.kind == CELL else f"random{self.vector.index}"
         if self.vector.shuffled:
             name = f"shuffled{self.vector.shuffled}-{self.pair.name if self.pair else 'pair'}"
+        if self.negative:
+            name = f"negative-{self.pair.name if self.pair else 'pair'}"
         kind = "" if self.intervention == "add" else f"-{self.intervention}"
-        return f"{name}-L{self.layers_text}-c{self.coefficient:g}{kind}"
+        return f"{name}-L{self.layers_text}-c{self.coefficient_text}{kind}"
 
     def _identity(self) -> dict[str, Any]:
         if self.kind == ATTRIBUTION:
@@ -277,12 +319,13 @@ class Cell:
             **identity,
             "vector": {"id": self.vector_id, "like": self.vector.like},
             "layers": layers,
-            "coefficient": float(self.coefficient),
+            "coefficient": self._strength_identity() if self.coefficient is None else float(self.coefficient),
             "unit": self.coefficient_unit,
             "scope": self.scope,
             "site": self.site,
             **({"intervention": self.intervention} if self.intervention != "add" else {}),
             **({"decay": self.decay} if self.decay != 1 else {}),
+            **({"negative": True} if self.negative else {}),
         }
 
     def _vector_identity(self) -> dict[str, Any]:
@@ -295,6 +338,11 @@ class Cell:
             "site": self.site,
             "neutral": self.neutral,
         }
+
+    def _strength_identity(self) -> dict[str, Any]:
+        assert self.strength is not None
+        own = dataclasses.replace(self, vector=self.strength.vector)._vector_identity()
+        return {AUTO: _differences(self.strength.config), "of": _hash(own)}
 
     def _attribution_identity(self) -> dict[str, Any]:
         assert self.attribution is not None

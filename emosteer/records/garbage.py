@@ -3,8 +3,8 @@
 A sweep names its store, and a store names no sweep: one that is not known here may still refer to a record. So there are two sorts.
 
 - What no sweep can miss, known or not: unfinished writes of dead processes, records that `mode=force` replaced or that were found
-  damaged, claims of dead processes, and old vectors and residual norms that neither a record nor a known sweep refers to (a worker
-  that wants one makes it again).
+  damaged, claims of dead processes, and old vectors, residual norms and coefficients that were found, to which neither a record nor
+  a known sweep refers (a worker that wants one makes it again).
 - On request only: cells, baselines and attributions that no known sweep refers to, and the texts of which nothing would be left.
 
 Scores of another scorer, or of another version of one, are left: a sweep that names that scorer still reads them, so does an older
@@ -36,7 +36,7 @@ from emosteer.records.store import Store
 from emosteer.records.sweep import Sweep
 
 UNFINISHED, DISCARDED, DAMAGED, CLAIM = "unfinished", "discarded", "damaged", "claim"
-VECTOR, NORMS, CELL, BASELINE, TEXTS = "vector", "residual norms", "cell", "baseline", "texts"
+VECTOR, NORMS, STRENGTH, CELL, BASELINE, TEXTS = "vector", "residual norms", "strength", "cell", "baseline", "texts"
 PUT_ASIDE = {".discarded-": DISCARDED, ".damaged-": DAMAGED}
 GRAVE = f"{TEMPORARY}dead-"
 
@@ -93,6 +93,7 @@ class References:
     vectors: set[str] = field(default_factory=set)
     norms: set[str] = field(default_factory=set)
     """Model and neutral texts, as `_norms_key` writes them."""
+    strengths: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
 
     def add(self, cell: Cell) -> None:
@@ -102,6 +103,10 @@ class References:
         if cell.vector:
             self.vectors |= {cell.vector_id, cell.vector.like}
             self.texts |= {cell.vector.texts, *cell.vector.others}
+        if cell.strength:
+            self.strengths.add(cell.strength_id)
+            self.vectors.add(cell.owner().vector_id)
+            self.texts |= {cell.strength.vector.texts, *cell.strength.vector.others}
         if cell.pair:
             self.texts |= {cell.pair.texts, cell.pair.diagnostics}
         if cell.attribution:
@@ -210,6 +215,8 @@ class _Unreferenced:
         self._look_at_vectors(kinds["vectors"])
         for path in _visible(kinds["residual_norms"]):
             self._goes(NORMS, path.stem, [path], {path.stem} if _key_of_norms(path) in known.norms else set())
+        for path in _visible(kinds["strengths"]):
+            self._goes(STRENGTH, path.stem, [path], known.strengths)
 
     def _look_at_vectors(self, place: Path) -> None:
         files: dict[str, list[Path]] = {}

@@ -67,7 +67,7 @@ class StorePaths:
     @property
     def kinds(self) -> dict[str, Path]:
         """Where things of each kind lie, one file or directory each (a vector has two)."""
-        names = ("cells", "baselines", "attributions", "vectors", "residual_norms", "texts", "claims")
+        names = ("cells", "baselines", "attributions", "vectors", "residual_norms", "strengths", "texts", "claims")
         return {name: self.root / name for name in names}
 
     def cell(self, cell_id: str, is_baseline: bool = False) -> CellPaths:
@@ -85,6 +85,9 @@ class StorePaths:
 
     def residual_norms(self, norms_id: str) -> Path:
         return self.root / "residual_norms" / f"{norms_id}.json"
+
+    def strength(self, strength_id: str) -> Path:
+        return self.root / "strengths" / f"{strength_id}.json"
 
     def attribution(self, attribution_id: str) -> Path:
         return self.attributions / attribution_id

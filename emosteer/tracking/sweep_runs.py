@@ -44,6 +44,9 @@ AXES: dict[str, type] = {
     "layers": str,
     "layer_request": str,
     "coefficient": float,
+    "coefficient_request": str,
+    "auto_metric": str,
+    "auto_target": float,
     "coefficient_unit": str,
     "coefficient_raw": float,
     "coefficient_fraction": float,
@@ -58,7 +61,7 @@ AXES: dict[str, type] = {
     "control_key": str,
 }
 """Columns of `results` that say what a cell is."""
-FACTS = ("status", "n_tokens", "n_controls", "seconds", "attempt", "perplexity_ratio")
+FACTS = ("status", "n_tokens", "n_controls", "seconds", "attempt", "perplexity_ratio", "auto_cost", "auto_status")
 """Columns of `results` that say how it went, besides its metrics."""
 CONFIG_KEYS = (*AXES, "kind", "model_fingerprint", *(f"generation_{f.name}" for f in fields(GenerationConfig)))
 GRID_EFFECTS = ("delta", "ci_low", "ci_high", "p", "q", "beyond_random", "beyond_random_p", "beyond_random_q")
