@@ -17,6 +17,7 @@ from emosteer.checks import check_no_secrets, check_sweep_name, check_writable
 from emosteer.errors import EmosteerError
 from emosteer.hydra_jobs import Refused, sweep_directory
 from emosteer.launcher import check_device, open_sweep, unlink_jobs
+from emosteer.model.source import find
 from emosteer.one_line import one_line
 from emosteer.planning import plan, typed
 
@@ -41,7 +42,10 @@ class SweepCallback(Callback):
             task = typed(OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"]))
             check_writable("hydra.run.dir", Path(str(config.hydra.run.dir)))
             check_writable("store", Path(task.store).expanduser())
-            plan(task)
+            if task.probe:
+                find(task.model)  # its cell, whose block another model may not have, is none of a probe's business
+            else:
+                plan(task)
             check_device(task.model.device)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:

@@ -11,8 +11,8 @@ import pandas as pd
 
 from emosteer.arguments import configuration, whole
 from emosteer.errors import EmosteerError
+from emosteer.scored import Floats, mean_of, prompt_means, seed_of
 from emosteer.statistics import DEFAULT_RESAMPLES, paired_effects
-from emosteer.tables import Floats, mean_of, prompt_means, seed_of
 
 GENERATED = "emosteer"
 """The key in a score table's `attrs` of how its replies were generated."""

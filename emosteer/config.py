@@ -286,6 +286,8 @@ class Config:
     """reuse what is there, retry what failed too, or force everything to run again."""
     seed: int = 0
     """Of sampled replies and random directions."""
+    probe: bool = False
+    """Run no cell: check the model in a minute, part by part, and suggest a sweep."""
     layer: Any = MISSING
     """A block (0-based), a list of blocks to steer at once, a fraction of the depth (0.5), or auto: where attribution points."""
     coefficient: Any = MISSING

@@ -74,9 +74,11 @@ def submit(jobs: Sequence[Job], sweep: Sweep) -> list[Cell]:
     """Turn jobs into cells and join them to a sweep; the cell of each job, in order.
 
     Raises:
-        EmosteerError: a value that cannot be used, or more cells than a sweep can have. Nothing is written then.
+        EmosteerError: a value that cannot be used, a probe, or more cells than a sweep can have. Nothing is written then.
     """
     check_number_of_cells(len(jobs))
+    if any(job.config.probe for job in jobs):
+        raise EmosteerError("probe=true checks one model, and runs no cell: give it without -m")
     plans = [plan(job.config) for job in jobs]
     check_writable("store", sweep.store.paths.root)
     tasks: dict[str, Task] = {}

@@ -47,6 +47,11 @@ def run(cfg: DictConfig) -> str | float:
             one = job(composed)
             check_device(one.config.model.device)
             directory = Path(hydra_config.run.dir) if is_single else sweep_directory(composed.whole)
+            if one.config.probe and is_single:
+                from emosteer.probe.command import run as probe
+
+                probe(one.config, one.overrides, directory)
+                return ""
             sweep = open_sweep(one.config.store, directory)
             cells = submit([one], sweep)
         work(sweep)

@@ -61,9 +61,10 @@ def summary(name: str, tables: Tables) -> RenderableType:
         ]
         if best is not None:
             caveat = "" if _is_significant(best) else ", not significant"
-            parts += [_examples(tables, best, f"Best readable cell{caveat}"), Text(RULE, style="dim")]
+            parts += [_examples(tables, best, f"Best readable cell{caveat}"), Text(RULE, style="dim"), *_caveats(best)]
         elif (largest := _largest(done)) is not None:
             parts += [Text(UNREADABLE), _examples(tables, largest, "The largest effect")]
+        parts += _agreement(tables.agreement)
     parts += [_located(facts) for _, facts in sorted(tables.found.items()) if facts]
     failed = tables.results[tables.results["status"] == FAILED]
     parts += [Text(f"failed: {row.cell_id}: {row.error}", style="red") for row in failed.itertuples()]
@@ -237,6 +238,51 @@ def _against_negative(tables: Tables, best: pd.Series[Any] | None) -> list[Rende
 
 def _with_interval(row: pd.Series[Any], column: str, of: str) -> str:
     return f"{_value(row, column):+.1f} [{_value(row, f'{of}_ci_low'):+.1f}, {_value(row, f'{of}_ci_high'):+.1f}]"
+
+
+def _caveats(best: pd.Series[Any]) -> list[RenderableType]:
+    """What the best cell's effect is without the replies and words by which its lexicon may have been misled, where there are any."""
+    lines: list[RenderableType] = []
+    primary = best["primary"]
+    if _value(best, "n_flagged") > 0 or _value(best, "n_flagged_baseline") > 0:
+        lines.append(
+            Text(
+                f"Flagged, for one repeated word that is most of their emotion: {best['n_flagged']:.0f} of its replies, "
+                f"{best['n_flagged_baseline']:.0f} unsteered ones. Without them {_of_primary(best, 'unflagged')} over "
+                f"{best['primary_unflagged_n']:.0f} prompts."
+            )
+        )
+    if _value(best, "n_negated") > 0 or _value(best, "n_negated_baseline") > 0:
+        lines.append(
+            Text(
+                f"Words of {primary} under a negation: {best['n_negated']:.0f}, unsteered {best['n_negated_baseline']:.0f}. With "
+                f"negation handled the other way {_of_primary(best, 'negation')}."
+            )
+        )
+    return lines
+
+
+def _of_primary(row: pd.Series[Any], which: str) -> str:
+    column = f"primary_{which}"
+    if math.isnan(_value(row, f"{column}_delta")):
+        return f"{row['primary']} cannot be computed"
+    return f"{row['primary']} {_with_interval(row, f'{column}_delta', column)}, {_q(_value(row, f'{column}_p'), 'p')}"
+
+
+def _agreement(agreement: pd.DataFrame) -> list[RenderableType]:
+    """A line for each pair: how its emotion's measures agree over replies."""
+    if agreement.empty:
+        return []
+    lines: list[RenderableType] = []
+    several = [axis for axis in ("model", "prompts", "baseline_id") if agreement[axis].nunique() > 1]
+    for keys, rows in agreement.groupby(["pair", *several]):
+        told = [
+            f"{row['metric']} and {row['other']} " + ("not computed" if row["reason"] else f"{row['spearman']:+.2f}")
+            for row in rows.to_dict("records")
+        ]
+        n = int(rows["n"].max())
+        lines.append(Text(f"Agreement of scorers on {', '.join(map(str, keys))} (Spearman, {n} replies): {'; '.join(told)}"))
+    return lines
 
 
 def _located(facts: dict[str, Any]) -> Text:

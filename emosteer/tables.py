@@ -5,27 +5,24 @@ They are views: built anew at any time, on a half-done sweep too, with the same 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from emosteer.agreement import agreement
+from emosteer.caveats import nrc_options, primary_caveats
 from emosteer.config import StatisticsConfig
-from emosteer.errors import Damaged
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell
-from emosteer.records.store import Store, StoredReply
-from emosteer.records.sweep import DONE, PENDING, Sweep
-from emosteer.scoring.scorer import Scorer
+from emosteer.records.store import Store
+from emosteer.records.sweep import DONE, Sweep
+from emosteer.scored import Scored, coefficient_of, mean_of, scored_cells, seed_of
 from emosteer.statistics import confirm, dose_response, equivalence_p, false_discovery_rate, holm, paired_effects, primary_effect
-
-Floats = NDArray[np.float64]
 
 RANDOM, SHUFFLED, NEGATIVE = "random", "shuffled", "negative"
 RIVALS = (RANDOM, SHUFFLED, NEGATIVE, PROMPTING)
@@ -35,41 +32,6 @@ READABLE_DUPLICATION = 0.3
 """A cell is readable up to these: perplexity as a multiple of the baseline's, and the share of replies that begin alike."""
 TREND_METRICS = ("first_person", "sentiment", "perplexity", "duplication")
 """Besides each pair's primary metric."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A cell's replies with what the scorers said of each."""
-
-    cell: Cell
-    record: dict[str, Any]
-    replies: list[StoredReply]
-    metrics: dict[str, list[float]]
-    """Metric -> one value per reply."""
-
-    @property
-    def coefficient(self) -> float:
-        """The cell's, as it was given or found."""
-        return coefficient_of(self.cell, self.record)
-
-    @cached_property
-    def by_prompt(self) -> dict[str, dict[str, float]]:
-        """Metric -> prompt id -> mean over its samples (NaN values left out; NaN where all are)."""
-        prompt_ids = [reply.prompt_id for reply in self.replies]
-        return {metric: prompt_means(prompt_ids, values) for metric, values in self.metrics.items()}
-
-    @cached_property
-    def prompts(self) -> list[str]:
-        """The prompts' ids, in their order."""
-        return list(dict.fromkeys(reply.prompt_id for reply in self.replies))
-
-    def matrix(self, metrics: Sequence[str], prompts: Sequence[str]) -> Floats:
-        """Per-prompt means [metric, prompt]; NaN where a metric or prompt is missing."""
-        missing: dict[str, float] = {}
-        return np.array(
-            [[self.by_prompt.get(metric, missing).get(prompt, math.nan) for prompt in prompts] for metric in metrics],
-            dtype=np.float64,
-        ).reshape(len(metrics), len(prompts))
 
 
 @dataclass
@@ -84,6 +46,8 @@ class Tables:
     """A row per (pair, layer, ..., metric): the effect's slope over coefficients."""
     confirmations: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A row per pair, model and baseline: what the best readable cell is worth on prompts that did not choose it."""
+    agreement: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """A row per pair, baseline and two measures of its emotion: how they correlate over replies."""
     attributions: dict[str, str] = field(default_factory=dict)
     """Attribution id -> pair, of those that are there."""
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -116,26 +80,6 @@ class Tables:
         return self.results[self.results["is_control"] & (self.results["vector_method"] == PROMPTING)]
 
 
-def prompt_means(prompt_ids: Sequence[str], values: Sequence[float]) -> dict[str, float]:
-    """Prompt id -> mean over its samples, of one value per reply (NaN values left out; NaN where all are)."""
-    grouped: dict[str, list[float]] = {}
-    for prompt, value in zip(prompt_ids, values, strict=True):
-        grouped.setdefault(prompt, []).append(value)
-    return {prompt: _mean(samples) for prompt, samples in grouped.items()}
-
-
-def mean_of(matrices: Sequence[Floats]) -> Floats:
-    """The mean of matrices, such as those of several controls; NaN values left out, NaN where all are."""
-    stacked = np.stack(matrices)
-    n = (~np.isnan(stacked)).sum(axis=0)
-    return np.where(n > 0, np.nansum(stacked, axis=0) / np.maximum(n, 1), np.nan)
-
-
-def seed_of(text: str) -> int:
-    """Bootstraps are seeded by what they are of (a cell's id), so that a cell's interval does not depend on its neighbours."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-
-
 def build(sweep: Sweep) -> Tables:
     """All tables of a sweep, from the records that are there now."""
     settings = sweep.settings()["statistics"]
@@ -157,31 +101,7 @@ def build(sweep: Sweep) -> Tables:
     }
     found = {key: sweep.store.attribution_summary(key) or {} for key in attributions}
     trends, confirmations = _trends(scored, metrics, settings), _confirmations(scored, metrics, settings)
-    return Tables(results, replies, trends, confirmations, attributions, found)
-
-
-def scored_cells(sweep: Sweep) -> tuple[dict[str, str], dict[str, Scored]]:
-    """The states of a sweep's tasks, and the replies and scores of those that have them, both by id."""
-    scorers, cells = sweep.scorers(), [task.cell for task in sweep.tasks()]
-    read = {cell.id: one for cell in cells if (one := _scored(sweep.store, cell, scorers)) is not None}
-    # Only now: reading puts aside what is damaged, and that has to run again.
-    states = {cell.id: sweep.state(cell, scorers) for cell in cells}
-    # A cell that failed because of a scorer has its replies and other scores.
-    return states, {cell_id: one for cell_id, one in read.items() if states[cell_id] != PENDING}
-
-
-def _scored(store: Store, cell: Cell, scorers: Sequence[Scorer]) -> Scored | None:
-    """What there is of a cell; None where it has no replies, or damaged ones."""
-    if cell.kind == ATTRIBUTION or (record := store.record(cell)) is None:
-        return None
-    try:
-        replies = store.replies(cell)
-    except Damaged:
-        return None
-    metrics: dict[str, list[float]] = {}
-    for scorer in scorers:
-        metrics |= store.scores(cell, scorer.key, len(replies)) or {}
-    return Scored(cell, record, replies, metrics)
+    return Tables(results, replies, trends, confirmations, agreement(scored.values(), settings), attributions, found)
 
 
 def _row(
@@ -195,7 +115,7 @@ def _row(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     own, baseline = scored.get(cell.id), scored.get(cell.baseline_id)
-    row = _axes(sweep, cell, state, vector, own)
+    row, nrc = _axes(sweep, cell, state, vector, own), nrc_options(sweep.settings()["scorers"])
     if own is None or baseline is None:
         return row
     prompts = baseline.prompts
@@ -213,6 +133,7 @@ def _row(
         **options,
     )
     row |= {f"primary_{key}": value for key, value in asdict(more).items()}
+    row |= primary_caveats(own, baseline, row["primary"], None if place is None else effects[place], nrc, seed_of(cell.id), options)
     for key, margin in settings.get("equivalence", StatisticsConfig().equivalence).items():  # old sweeps name no margins
         metric, of_ratio = ("perplexity", True) if key == "perplexity_ratio" else (key, False)
         if metric in metrics:
@@ -335,13 +256,6 @@ def _axes(sweep: Sweep, cell: Cell, state: str, vector: dict[str, Any], own: Sco
         "baseline_id": cell.baseline_id,
         "control_key": cell.control_key if cell.vector else None,
     }
-
-
-def coefficient_of(cell: Cell, record: dict[str, Any]) -> float:
-    """A cell's coefficient as it was given or found, with its sign; NaN where it is looked for and not found yet."""
-    found = record.get("resolved", {}).get("found") or {}
-    size = float(found.get("coefficient", math.nan)) if cell.coefficient is None else cell.coefficient
-    return -size if cell.negative else size
 
 
 def _auto(cell: Cell, resolved: dict[str, Any]) -> dict[str, Any]:
@@ -527,11 +441,6 @@ def _at(by_block: Any, layers: tuple[int, ...]) -> float:
     """What a vector's facts say of the one block that is steered; NaN where there are several, or nothing is said."""
     is_told = isinstance(by_block, list) and len(layers) == 1 and layers[0] < len(by_block)
     return float(by_block[layers[0]]) if is_told and by_block[layers[0]] is not None else math.nan
-
-
-def _mean(values: Sequence[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
 
 
 def _ratio(steered: float | None, baseline: float | None) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 import random
@@ -10,11 +11,21 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from made_up_sweep import join, made_up_cell, made_up_prompts, publish, random_scores, with_company
+from made_up_sweep import (
+    PROVENANCE,
+    SCORED,
+    join,
+    made_up_cell,
+    made_up_prompts,
+    publish,
+    random_replies,
+    random_scores,
+    with_company,
+)
 from rich.console import Console
 
 from emosteer.records.cell import Cell
-from emosteer.records.store import Store
+from emosteer.records.store import Resolved, Store
 from emosteer.records.sweep import Sweep
 from emosteer.summary import best_readable, summary
 from emosteer.tables import build
@@ -113,7 +124,7 @@ def test_more_than_a_screenful_of_cells_is_cut_and_says_so(sweep: Sweep) -> None
     text = printed(sweep)
 
     assert "The 40 largest effects of 46 cells; all are in results.csv." in text
-    assert text.count("joy_sadness") == 40 + 2, "each, the confirmation and the best"
+    assert text.count("joy_sadness") == 40 + 3, "each, the confirmation, the best and the agreement of its scorers"
 
 
 def test_a_sweep_of_failures_names_them(sweep: Sweep) -> None:
@@ -205,6 +216,32 @@ def test_what_is_not_confirmed_says_why_and_one_cell_needs_no_word(sweep: Sweep)
     other = Sweep(sweep.paths.root.parent / "other", sweep.store)
     run(other, [made_up_cell(sweep.store, coefficient=0.1)])
     assert "confirmed" not in printed(other)
+
+
+def test_flags_negations_and_the_agreement_of_scorers_are_told(sweep: Sweep) -> None:
+    cell = made_up_cell(sweep.store)
+    join(sweep, [cell, cell.baseline()])
+    plain = {"perplexity": [5.0] * 10, "duplication": [0.0] * 10, "one_word": [0.0] * 10, "negated": [0.0] * 10}
+    publish(sweep.store, sweep.scorers(), cell.baseline(), random_scores(10, seed=1) | plain)
+    publish(sweep.store, sweep.scorers(), cell, random_scores(10, seed=2, shift=3) | plain)
+    assert "Flagged" not in printed(sweep)
+    assert "negation" not in printed(sweep)
+
+    sweep.store.discard(cell)
+    scores = random_scores(10, seed=2, shift=3) | plain | {"one_word": [1.0] * 4 + [0.0] * 6, "negated": [5.0, *[0.0] * 9]}
+    scores["joy"][0] = 25.0  # of "I am not happy."
+    replies = random_replies(sweep.store, cell, 2)
+    said = [dataclasses.replace(replies[0], reply="I am not happy."), *replies[1:]]
+    sweep.store.publish(cell, said, Resolved((2,), 3.0, 0.2), PROVENANCE)
+    for scorer in sweep.scorers():
+        sweep.store.publish_scores(cell, scorer.key, scorer.facts(), {m: scores[m] for m in SCORED[scorer.name]})
+    row, text = build(sweep).cells.iloc[0], " ".join(printed(sweep).split())
+    assert "most of their emotion: 4 of its replies, 0 unsteered ones. Without them joy " in text
+    assert f"joy {row['primary_unflagged_delta']:+.1f} [{row['primary_unflagged_ci_low']:+.1f}, " in text
+    assert "over 6 prompts." in text
+    assert f"With negation handled the other way joy {row['primary_negation_delta']:+.1f} " in text
+    found = build(sweep).agreement.iloc[0]
+    assert f"Agreement of scorers on joy_sadness (Spearman, 20 replies): joy and sentiment {found['spearman']:+.2f}" in text
 
 
 def candidates(*rows: dict[str, Any]) -> pd.DataFrame:

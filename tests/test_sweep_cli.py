@@ -417,10 +417,18 @@ def test_report_twice_gives_the_same_files(desk: Path) -> None:
     assert "Half done" not in first.stdout
     assert contents(sweep.paths.root) == files
     assert second["complete"]
-    assert second["rows"] == {"results": 4, "replies": 5 * 4, "trends": second["rows"]["trends"], "confirmations": 1}
+    assert second["rows"] == {"results": 4, "replies": 5 * 4, "trends": second["rows"]["trends"], "confirmations": 1, "agreement": 1}
     assert all(
         Path(second["files"][name]).is_file()
-        for name in ("summary", "results_parquet", "results_csv", "replies_parquet", "trends_csv", "confirmations_csv")
+        for name in (
+            "summary",
+            "results_parquet",
+            "results_csv",
+            "replies_parquet",
+            "trends_csv",
+            "confirmations_csv",
+            "agreement_csv",
+        )
     )
     assert len(second["files"]["figures"]) == 2
     assert all(Path(path).is_file() for path in second["files"]["figures"])

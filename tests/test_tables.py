@@ -220,7 +220,7 @@ def test_the_primary_metric_has_more_numbers(sweep: Sweep, store: Store) -> None
     tables = run(sweep, grid(store))
     primary = [name for name in tables.results if name.startswith("primary_")]
 
-    assert len(primary) == 7
+    assert len(primary) == 7 + 9, "and what tests/test_caveats.py is about"
     assert tables.controls[primary].isna().all(axis=None)
     for metric, rows in tables.cells.groupby("primary"):
         # The family of q: this metric in all cells, those of other pairs too.
@@ -420,7 +420,7 @@ def test_building_twice_gives_the_same(sweep: Sweep, store: Store) -> None:
     first = run(sweep, grid(store, n_samples=2), n_controls=2)
     second = build(Sweep(sweep.paths.root, Store(store.paths.root)))
 
-    for name in ("results", "replies", "trends", "confirmations"):
+    for name in ("results", "replies", "trends", "confirmations", "agreement"):
         pd.testing.assert_frame_equal(getattr(first, name), getattr(second, name), check_exact=True)
 
 
@@ -436,6 +436,7 @@ def test_the_order_of_cells_does_not_matter(sweep: Sweep, store: Store, tmp_path
         "replies": ["cell_id", "prompt_id", "sample"],
         "trends": ["pair", "layers", "metric"],
         "confirmations": ["pair"],
+        "agreement": ["pair", "metric", "other"],
     }
     for name, key in keys.items():
         ours, theirs = (getattr(t, name).sort_values(key).reset_index(drop=True) for t in (first, second))

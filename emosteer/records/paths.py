@@ -136,6 +136,10 @@ class SweepPaths:
         return self.root / "confirmations.csv"
 
     @property
+    def agreement_csv(self) -> Path:
+        return self.root / "agreement.csv"
+
+    @property
     def replies(self) -> Path:
         return self.root / "replies.parquet"
 

@@ -16,7 +16,7 @@ from emosteer.sweep_cli.finding import open_sweep
 from emosteer.sweep_cli.printing import count, print_json, print_table
 
 if TYPE_CHECKING:
-    from emosteer.tables import Scored
+    from emosteer.scored import Scored
 
 HEADINGS = ("pair", "metric", "block", "coef.", "prompts", "sd", "sees", "needed", "safely")
 
@@ -80,7 +80,7 @@ def power(
 def _differences(sweep: Sweep, metric: str | None) -> list[tuple[Scored, str, list[float]]]:
     """Each cell that is done, its metric, and the difference at each prompt where that is defined."""
     # Here, so that the other commands do not wait for pandas.
-    from emosteer.tables import scored_cells
+    from emosteer.scored import scored_cells
 
     _, scored = scored_cells(sweep)
     done = [one for one in scored.values() if one.cell.kind == CELL and one.cell.baseline_id in scored]

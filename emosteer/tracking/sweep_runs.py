@@ -163,6 +163,8 @@ def summary_run(sweep: Sweep, tables: Tables, configs: list[dict[str, Scalar]], 
         shown["trends"] = table(tables.trends)
     if len(tables.confirmations):
         shown["confirmations"] = table(tables.confirmations)
+    if len(tables.agreement):
+        shown["agreement"] = table(tables.agreement)
     if tables.attributions:
         shown["attribution_scores"] = attribution_scores(sweep, tables.attributions)
     limited, pictures, told = cut({name: t for name, t in shown.items() if t.rows}, figures(sweep, tables))

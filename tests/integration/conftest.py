@@ -72,7 +72,7 @@ class Desk:
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(self.library),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(self.library), os.environ.get("PYTHONPATH")))),
             "TORCH_MARKER": str(self.marker),
             "HF_HUB_OFFLINE": "1",
             "COLUMNS": "100",

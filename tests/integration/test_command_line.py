@@ -307,3 +307,17 @@ def test_help_and_the_configuration_need_no_torch(desk: Desk) -> None:
     assert not told.imported_torch
     assert not config.imported_torch
     assert list(desk.directory.iterdir()) == []
+
+
+def test_a_probe_checks_the_model_and_runs_no_cell(tmp_path: Path, tiny_directory: Path, library: Path) -> None:
+    desk = Desk(tmp_path, tiny_directory, library)
+    done = desk.run("probe=true")
+    assert done.code == 0, done.text
+    for name in ("blocks", "template", "hooks", "engine", "attribution", "strength"):
+        assert f"\n{name} " in done.out
+    assert json.loads((desk.sweep / "probe.json").read_text())["model"]["blocks"] == 4
+    assert not desk.store.exists()
+    refused = desk.run("-m", "probe=true", "seed=1,2")
+    assert refused.code == 1
+    assert "probe=true checks one model, and runs no cell: give it without -m" in refused.err
+    assert not desk.store.exists()
