@@ -24,8 +24,10 @@ from emosteer.launcher import Job, open_sweep, submit
 from emosteer.model.language_model import load
 from emosteer.planning import typed
 from emosteer.progress import Silent
-from emosteer.records.cell import BASELINE, PROMPTING
+from emosteer.records.cell import BASELINE, CELL, PROMPTING
+from emosteer.records.claims import Claims
 from emosteer.records.sweep import Sweep
+from emosteer.resources import Resources
 from emosteer.steering import steering_along
 from emosteer.timesheet import PARTS
 from emosteer.vector_file import load_vector
@@ -54,7 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def submitted(directory: Path, model: Path, *more: str) -> Sweep:
+def submitted(directory: Path, model: Path, *more: str, coefficients: Sequence[float | str] = COEFFICIENTS) -> Sweep:
     """Seven cells and their baseline, submitted and not run."""
     register()
     found = open_sweep(str(directory / "store"), directory / "sweep")
@@ -62,7 +64,7 @@ def submitted(directory: Path, model: Path, *more: str) -> Sweep:
         overrides = (*SMALL, f"model.path={model}", *more)
         config = compose("config", list(overrides))
     jobs = []
-    for coefficient in COEFFICIENTS:
+    for coefficient in coefficients:
         config.coefficient = coefficient
         jobs.append(Job(typed(config), (*overrides, f"coefficient={coefficient}"), {}, directory))
     submit(jobs, found)
@@ -325,6 +327,60 @@ def test_the_divergence_of_each_reply_from_the_unsteered_model(tmp_path: Path, m
         origins = [Origin(prompt, steering) for prompt in (told if cell is prompting else plain)]
         texts = [(prompt, reply.tokens) for prompt, reply in zip(plain, stored, strict=True)]
         assert found[cell.id] == pytest.approx(mean_divergences(Engine(lm), texts, origins), rel=2e-3, abs=2e-6), cell.id
+
+
+def test_a_coefficient_is_found_that_costs_what_was_asked_for(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cell and controls have it, whoever comes first; the cell's own replies to those prompts cost what is told."""
+    options = ("scorers=kl", "controls.random=1", "controls.negative=true", "prompts.limit=3", "generation.max_new_tokens=4")
+    found = ("auto_coefficient.prompts=2", "auto_coefficient.target=0.02", "auto_coefficient.tolerance=0.2")
+    sweep = submitted(tmp_path, model, *options, *found, coefficients=("auto", 0.1))
+    looked_for: list[str] = []
+    find = Resources._find_strength
+    monkeypatch.setattr(Resources, "_find_strength", lambda self, cell: looked_for.append(cell.id) or find(self, cell))
+    Worker(sweep).run()
+
+    cells = {task.cell.id: task.cell for task in sweep.tasks()}
+    auto = [cell for cell in cells.values() if cell.strength]
+    (cell,) = (one for one in auto if one.kind == CELL)
+    assert looked_for == [cell.id], "once for all three"
+    assert len(auto) == 3
+    told = [sweep.store.record(one)["resolved"] for one in auto]
+    assert len({json.dumps(resolved["found"]) for resolved in told}) == 1
+    size = told[0]["found"]["coefficient"]
+    assert sorted(resolved["coefficient_fraction"] for resolved in told) == [-size, size, size]
+    assert told[0]["found"]["status"] == "found"
+    assert abs(told[0]["found"]["cost"] - 0.02) <= 0.2 * 0.02
+    own = scores(sweep, "kl")[cell.id]
+    assert sum(own[:2]) / 2 == pytest.approx(told[0]["found"]["cost"], rel=2e-3)
+
+    again = open_sweep(str(tmp_path / "store"), tmp_path / "another")
+    monkeypatch.setattr(Resources, "_find_strength", lambda self, cell: pytest.fail("it is in the store"))
+    sweep.store.discard(cells[next(one.id for one in auto if one.negative)].baseline())
+    resources = Resources(again.store, Claims(again.store.paths.claims, 60.0), load(cell.model.config))
+    assert resources.strength(cell).coefficient == size
+
+
+def test_a_target_out_of_reach_is_a_result_and_a_warning(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sweep = submitted(tmp_path, model, "auto_coefficient.target=500", coefficients=("auto",))
+    with caplog.at_level(logging.WARNING):
+        Worker(sweep).run()
+    (cell,) = (task.cell for task in sweep.tasks() if task.cell.kind == CELL)
+    found = sweep.store.record(cell)["resolved"]["found"]
+    assert (found["coefficient"], found["status"], len(found["steps"])) == (1.0, "out of reach", 5)
+    assert "coefficient=auto of joy_sadness at block 1: out of reach; kl " in caplog.text
+    assert " instead of 500 at 1, the largest of 5 that were tried" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"id": "other", "coefficient": 1, "cost": 0, "status": "found", "steps": [[1, 0]]}'])
+def test_a_damaged_record_of_a_coefficient_is_put_aside_and_made_again(tmp_path: Path, model: Path, damage: str) -> None:
+    sweep = submitted(tmp_path, model, "auto_coefficient.target=500", coefficients=("auto",))
+    (cell,) = (task.cell for task in sweep.tasks() if task.cell.kind == CELL)
+    path = sweep.store.paths.strength(cell.strength_id)
+    path.parent.mkdir(parents=True)
+    path.write_text(damage)
+    Worker(sweep).run()
+    assert json.loads(path.read_text())["coefficient"] == 1.0
+    assert len(list(path.parent.glob(".damaged-*"))) == 1
 
 
 def test_a_disk_that_fills_beside_the_decoding_ends_the_worker_and_settles_nothing(
