@@ -236,6 +236,7 @@ def steer(
     layer: int | float | str | Iterable[int | float],
     coefficient: float = 0.2,
     coefficient_unit: str = "fraction",
+    across_blocks: str = "each",
     scope: str = "generated",
     intervention: str = "add",
     decay: float = 1.0,
@@ -253,6 +254,7 @@ def steer(
         layer: a block (0-based), several at once, or a fraction of the depth.
         coefficient: the added length in units of the block's residual norm, or a multiple of the raw vector.
         coefficient_unit: `fraction` or `raw`, accordingly.
+        across_blocks: where several blocks are steered, `each` gets the whole coefficient, or it is `split` evenly among them.
         scope: the steered positions: `generated` (from the last prompt position on), `prompt`, or `all`.
         intervention: `add` the vector; `set` the projection on its direction to the coefficient; or `ablate` the direction, whatever
             the coefficient.
@@ -269,6 +271,7 @@ def steer(
     config = configuration(
         coefficient=coefficient,
         coefficient_unit=coefficient_unit,
+        across_blocks=across_blocks,
         scope=scope,
         intervention=intervention,
         decay=decay,
@@ -282,7 +285,9 @@ def steer(
     if layers is None:
         raise EmosteerError("layer=auto: only the command asks attribution by itself; give attribute(model, pairs).ranking()[0]")
     _check_fits(vector, model)
-    steering = steering_along(vector, layers, float(config.coefficient), coefficient_unit, intervention, scope, config.decay)
+    steering = steering_along(
+        vector, layers, float(config.coefficient), coefficient_unit, intervention, scope, config.decay, across_blocks
+    )
     return _generate(model, prompts, config, steering)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from emosteer.config import (
+    ACROSS_BLOCKS,
     AUTO,
     COSTS,
     DIRECTIONS,
@@ -167,6 +168,7 @@ def check_values(config: Config) -> None:
         ("mode", config.mode, MODES),
         ("scope", config.scope, SCOPES),
         ("site", config.site, SITES),
+        ("across_blocks", config.across_blocks, ACROSS_BLOCKS),
         ("intervention", config.intervention, INTERVENTIONS),
         ("coefficient_unit", config.coefficient_unit, UNITS),
         ("vector.source", config.vector.source, SOURCES),

@@ -17,6 +17,7 @@ INTERVENTIONS = ("add", "set", "ablate")
 SITES = ("residual", "attention", "mlp")
 DIRECTIONS = ("denoising", "noising")
 UNITS = ("fraction", "raw")
+ACROSS_BLOCKS = ("each", "split")
 COSTS = ("kl", "perplexity_ratio")
 AUTO = "auto"
 MODES = ("reuse", "retry", "force")
@@ -295,6 +296,9 @@ class Config:
     asks for."""
     coefficient_unit: str = "fraction"
     """fraction: in residual norms of the block; raw: in multiples of the raw vector."""
+    across_blocks: str = "each"
+    """Where several blocks are steered: each gets the whole coefficient; or it is split among n of them, a nth for each, since what
+    is added at a block stays in the residual stream, and vectors of neighbouring blocks point almost alike: lengths add up."""
     scope: str = "generated"
     """Positions that are steered: generated (the last of the prompt and the reply's), prompt, or all."""
     site: str = "residual"

@@ -156,6 +156,7 @@ def _cell(config: Config, texts: dict[str, Sequence[Any]]) -> Cell:
         # An ablation has no strength: a grid over coefficients has it once.
         coefficient=0.0 if ablates else None if is_auto else float(config.coefficient),
         coefficient_unit="fraction" if ablates else config.coefficient_unit,
+        across_blocks="each" if ablates or _is_one_block(layers, config) else config.across_blocks,
         scope=config.scope,
         site=config.site,
         intervention=config.intervention,
@@ -163,6 +164,11 @@ def _cell(config: Config, texts: dict[str, Sequence[Any]]) -> Cell:
         strength=StrengthSpec(config.auto_coefficient, vector) if is_auto else None,
         attribution=AttributionSpec(pair.diagnostics, config.attribution) if uses_attribution else None,
     )
+
+
+def _is_one_block(layers: tuple[int, ...] | None, config: Config) -> bool:
+    """Whether a single block is steered, which gets the whole coefficient in any case."""
+    return (config.attribution.blocks if layers is None else len(layers)) == 1
 
 
 def _vector_spec(config: Config, pair: PairSpec, texts: dict[str, Sequence[Any]]) -> VectorSpec:

@@ -93,8 +93,16 @@ class Resources:
 
     def _steering(self, cell: Cell, coefficient: float) -> Steering:
         """What a cell does with a coefficient."""
-        unit = cell.coefficient_unit
-        return steering_along(self.vector(cell), self._layers(cell), coefficient, unit, cell.intervention, cell.scope, cell.decay)
+        return steering_along(
+            self.vector(cell),
+            self._layers(cell),
+            coefficient,
+            cell.coefficient_unit,
+            cell.intervention,
+            cell.scope,
+            cell.decay,
+            cell.across_blocks,
+        )
 
     def strength(self, cell: Cell) -> Strength:
         """The coefficient that is found for a cell, or for the one that it is a control of; looked for once, and kept.

@@ -21,7 +21,18 @@ from emosteer.tables import READABLE_DUPLICATION, READABLE_PERPLEXITY_RATIO, Tab
 RULE = f"Readable: perplexity at most x{READABLE_PERPLEXITY_RATIO}, at most {READABLE_DUPLICATION} of the replies beginning alike."
 UNREADABLE = f"No cell raises its target and stays readable. {RULE}"
 AXES = (
-    *("model", "dtype", "site", "scope", "intervention", "decay", "vector_method", "vector_reading", "vector_source"),
+    *(
+        "model",
+        "dtype",
+        "site",
+        "across_blocks",
+        "scope",
+        "intervention",
+        "decay",
+        "vector_method",
+        "vector_reading",
+        "vector_source",
+    ),
     *("coefficient_unit", "seed", "prompts", "n_prompts"),
     *("n_samples", "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_p"),
 )

@@ -87,7 +87,9 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
 def test_the_defaults_are_the_commands() -> None:
     conf = OmegaConf.load(CONF / "config.yaml")
     steer = defaults(emosteer.steer)
-    assert steer == {key: conf[key] for key in ("coefficient", "coefficient_unit", "scope", "intervention", "decay", "seed")}
+    assert steer == {
+        key: conf[key] for key in ("coefficient", "coefficient_unit", "across_blocks", "scope", "intervention", "decay", "seed")
+    }
     assert defaults(emosteer.reply) == {"seed": conf["seed"]}
     vector = {**asdict(VectorConfig()), **OmegaConf.load(CONF / "vector" / "mean_difference.yaml"), "site": conf["site"]}
     assert defaults(emosteer.build_vector) == {key: value for key, value in vector.items() if key != "source"}
@@ -211,7 +213,7 @@ def test_a_limit_is_checked_for_lists_and_files_alike() -> None:
         ({"layer": "one"}, "layer=one"),
         ({"coefficient": float("nan")}, "coefficient=nan: give a finite number"),
         ({"coefficient": float("inf")}, "coefficient=inf"),
-        ({"coefficient": "much"}, "coefficient=much: give a number"),
+        ({"coefficient": "much"}, "coefficient=much: give a finite number"),
         ({"coefficient_unit": "percent"}, "coefficient_unit=percent: choose one of fraction, raw"),
         ({"scope": "reply"}, "scope=reply: choose one of generated, prompt, all"),
         ({"seed": 0.5}, r"seed=0\.5: give a whole number"),

@@ -104,6 +104,7 @@ BAD = {
     "+statistics.equivalence.joi=1": "statistics.equivalence.joi: no scorer measures that (did you mean joy?)",
     "+objective.at_most.joy_p_equivalence=0.05": "objective.at_most=joy_p_equivalence: results have no such column",
     "objective.column=kl_steered": "objective.column=kl_steered: results have no such column",
+    "across_blocks=all": "across_blocks=all: choose one of each, split",
     "coefficient=strong": "coefficient=strong: give a finite number, such as 0.2, or auto",
     "coefficient=[0.1,0.2]": "coefficient=[0.1, 0.2]: give a finite number, such as 0.2, or auto",
     "coefficient=null": "coefficient=None: give a finite number, such as 0.2, or auto",
@@ -341,6 +342,17 @@ def test_a_coefficient_that_is_looked_for_hangs_on_what_is_asked_for_and_its_con
     assert len({one.strength_id for one in (cell, *others)}) == len({one.id for one in (cell, *others)}) == 1 + len(others)
     other_pair = planned(store, *every, "pair=trust_disgust")
     assert {one.id for one in controls}.isdisjoint(one.id for one in other_pair), "another strength"
+
+
+def test_a_coefficient_is_split_among_several_blocks_alone(store: Store) -> None:
+    split = "across_blocks=split"
+    assert planned(store, split)[0].id == planned(store)[0].id
+    assert planned(store, "layer=auto", split)[0].id == planned(store, "layer=auto")[0].id
+    for several in (("layer=[8,10]",), ("layer=auto", "attribution.blocks=2")):
+        each, shared = planned(store, *several), planned(store, *several, split)
+        assert {cell.id for cell in each if cell.vector}.isdisjoint(cell.id for cell in shared if cell.vector)
+        assert [cell.across_blocks for cell in shared if cell.vector] == ["split"] * len([cell for cell in shared if cell.vector])
+        assert Cell.from_json(shared[0].to_json()) == shared[0]
 
 
 def test_what_is_looked_for_is_no_part_of_cells_whose_coefficient_is_given(store: Store) -> None:

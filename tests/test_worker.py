@@ -360,6 +360,16 @@ def test_a_coefficient_is_found_that_costs_what_was_asked_for(tmp_path: Path, mo
     assert resources.strength(cell).coefficient == size
 
 
+def test_a_coefficient_split_among_blocks_is_a_smaller_one_at_each(tmp_path: Path, model: Path) -> None:
+    split = submitted(tmp_path / "a", model, "layer=[0,2]", "across_blocks=split", coefficients=(1.0,))
+    each = submitted(tmp_path / "b", model, "layer=[0,2]", coefficients=(0.5, 1.0))
+    told = []
+    for sweep in (split, each):
+        Worker(sweep).run()
+        told += [[r.tokens for r in sweep.store.replies(t.cell)] for t in sweep.tasks() if t.cell.kind == CELL]
+    assert told[0] == told[1] != told[2]
+
+
 def test_a_target_out_of_reach_is_a_result_and_a_warning(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture) -> None:
     sweep = submitted(tmp_path, model, "auto_coefficient.target=500", coefficients=("auto",))
     with caplog.at_level(logging.WARNING):

@@ -123,6 +123,8 @@ class Cell:
     coefficient: float | None = 0.0
     """None where it is found by what it costs."""
     coefficient_unit: str = "fraction"
+    across_blocks: str = "each"
+    """Whether each of several blocks gets the whole coefficient, or it is split among them."""
     scope: str = "generated"
     site: str = "residual"
     intervention: str = "add"
@@ -325,6 +327,7 @@ class Cell:
             "site": self.site,
             **({"intervention": self.intervention} if self.intervention != "add" else {}),
             **({"decay": self.decay} if self.decay != 1 else {}),
+            **({"across_blocks": self.across_blocks} if self.across_blocks != "each" else {}),
             **({"negative": True} if self.negative else {}),
         }
 

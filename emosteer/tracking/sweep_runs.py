@@ -50,6 +50,7 @@ AXES: dict[str, type] = {
     "coefficient_unit": str,
     "coefficient_raw": float,
     "coefficient_fraction": float,
+    "across_blocks": str,
     "scope": str,
     "intervention": str,
     "decay": float,
@@ -84,8 +85,9 @@ def sweep_runs(sweep: Sweep, tables: Tables, to: Destination) -> Iterator[Run]:
 
 
 def metric_names(results: pd.DataFrame) -> list[str]:
-    """The metrics that a results table has columns of."""
-    return [str(column).removesuffix("_delta") for column in results if str(column).endswith("_delta")]
+    """The metrics that a results table has columns of, without other readings of the primary one."""
+    columns = [str(column) for column in results if not str(column).startswith("primary_")]
+    return [column.removesuffix("_delta") for column in columns if column.endswith("_delta")]
 
 
 def cell_config(row: pd.Series[Any], cell: Cell) -> dict[str, Scalar]:
