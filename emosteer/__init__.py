@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from emosteer.comparison import compare
     from emosteer.datasets import ContrastivePair, DiagnosticPair, Prompt
     from emosteer.vector_file import load_vector, save_vector
+    from emosteer.vectors import combine_vectors
 
 __version__ = "0.1.0"
 
@@ -46,6 +47,7 @@ __all__ = [
     "__version__",
     "attribute",
     "build_vector",
+    "combine_vectors",
     "compare",
     "load_model",
     "load_prompts",
@@ -61,6 +63,7 @@ _ELSEWHERE = {
     "emosteer.comparison": ("compare",),
     "emosteer.datasets": ("ContrastivePair", "DiagnosticPair", "Prompt"),
     "emosteer.vector_file": ("load_vector", "save_vector"),
+    "emosteer.vectors": ("combine_vectors",),
 }
 """Where a public name lives that is not in `emosteer.api`."""
 

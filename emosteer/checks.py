@@ -36,6 +36,7 @@ from emosteer.config import (
     VECTOR_METHODS,
     Config,
     ObjectiveConfig,
+    VectorConfig,
 )
 from emosteer.errors import EmosteerError
 from emosteer.scoring.scorer import find_scorers
@@ -206,6 +207,7 @@ def check_values(config: Config) -> None:
         raise EmosteerError(f"engine.path={config.engine.path}: choose one of {', '.join(ENGINE_PATHS)}, or null for the fastest")
     _check_generation(config)
     _check_vector_method(config.vector.method)
+    _check_parts(config.vector)
     are_shipped = _are_shipped(json.dumps(config.scorers, sort_keys=True, default=str))
     measured = _measured(config) if are_shipped else None
     if measured and config.pair.primary not in measured:
@@ -288,6 +290,37 @@ def _check_vector_method(method: str) -> None:
         raise EmosteerError(
             f"vector.method={method}: choose one of {', '.join(VECTOR_METHODS)}, or give the dotted path of a function of yours"
         )
+
+
+def weighed(key: str, value: Any) -> dict[str, float]:
+    """The names that `vector.plus` or `vector.without` gives, sorted, and their weights (1 where it gives none).
+
+    Raises:
+        EmosteerError: no name, one that is given twice, or a weight that is 0 or not finite.
+    """
+    plain: Any = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    if plain is None:
+        return {}
+    names: list[Any] = list(plain) if isinstance(plain, list | tuple | Mapping) else [plain]
+    if not all(isinstance(name, str) and name.strip() for name in names):
+        raise EmosteerError(f"{key}={value}: give the name of an emotion pair, a list of names, or {{name: weight}}")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise EmosteerError(f"{key}={value}: {twice[0]} stands there twice; give it once")
+    weights: dict[str, Any] = dict(plain) if isinstance(plain, Mapping) else dict.fromkeys(names, 1.0)
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight) or not weight:
+            raise EmosteerError(f"{key}: the weight of {name} is {weight}; give a finite number other than 0, such as 0.5")
+    return {name: float(weights[name]) for name in sorted(names)}
+
+
+def _check_parts(vector: VectorConfig) -> None:
+    plus, without = weighed("vector.plus", vector.plus), weighed("vector.without", vector.without)
+    if isinstance(vector.without, Mapping) or OmegaConf.is_dict(vector.without):
+        raise EmosteerError(f"vector.without={vector.without}: what is taken out has no weight; give a name or a list of names")
+    if both := sorted(set(plus) & set(without)):
+        raise EmosteerError(f"vector.plus and vector.without both name {both[0]}: it would be added and taken out; leave one")
+    if (plus or without) and vector.method == "random":
+        raise EmosteerError("vector.plus and vector.without put emotions together: vector.method=random has none; leave them empty")
 
 
 @lru_cache(maxsize=16)

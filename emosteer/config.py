@@ -131,6 +131,12 @@ class VectorConfig:
     """What tells the emotions apart: pairs (the contrastive pairs); or, without pairs, lexicon (words of the target emotion in the
     NRC lexicon against words of its counterpart), or persona (the same questions, asked while the system tells the model to feel
     the one or the other)."""
+    plus: Any = None
+    """Other emotions whose vectors, made in the same way, are added at equal length: the name of an emotion pair, a list of names, or
+    names with weights ({trust_disgust: 0.5}). A name is that of a shipped pair or a file of contrastive pairs; of two emotions,
+    target_counterpart, where the source is no pairs."""
+    without: Any = None
+    """Other emotions whose vectors are taken out, so that the direction is at right angles to each: a name or a list, as for plus."""
     components: int = 5
     """Principal components of neutral texts that neutral_projected takes out."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from emosteer.checks import check_ids_hold_no_hydra_values, check_known_keys, check_values, leaves
+from emosteer.checks import check_ids_hold_no_hydra_values, check_known_keys, check_values, leaves, near, weighed
 from emosteer.config import AUTO, Config, ModelConfig, PairConfig, PromptsConfig, VectorConfig
 from emosteer.datasets import (
     SHIPPED,
@@ -29,7 +29,7 @@ from emosteer.errors import EmosteerError
 from emosteer.model.context_length import check_prompts_fit
 from emosteer.model.source import ModelSource, find, resolve_layers
 from emosteer.one_line import one_line
-from emosteer.records.cell import ATTRIBUTION, CELL, AttributionSpec, Cell, ModelSpec, PairSpec, StrengthSpec, VectorSpec
+from emosteer.records.cell import ATTRIBUTION, CELL, AttributionSpec, Cell, ModelSpec, PairSpec, Part, StrengthSpec, VectorSpec
 from emosteer.scoring.nrc import CATEGORIES
 from emosteer.sources import lexicon_pairs, persona_prompts
 
@@ -119,9 +119,13 @@ def _shuffled(config: Config, cell: Cell, texts: dict[str, Sequence[Any]]) -> li
             raise EmosteerError(
                 "controls.shuffled exchanges the labels of contrastive pairs, at least 2: set it to 0 for this vector"
             )
-        exchanged = labels_exchanged(pairs, config.seed, index)
-        texts[digest(exchanged)] = exchanged
-        found.append(cell.shuffled(index, digest(exchanged)))
+
+        def exchanged(key: str, index: int = index) -> str:
+            return _add(texts, labels_exchanged(texts[key], config.seed, index))
+
+        # Of what is added as well: else its part of the vector would be the emotion's.
+        plus = tuple(replace(part, texts=exchanged(part.texts)) for part in cell.vector.plus)
+        found.append(cell.shuffled(index, exchanged(cell.vector.texts), plus))
     return found
 
 
@@ -188,7 +192,35 @@ def _vector_spec(config: Config, pair: PairSpec, texts: dict[str, Sequence[Any]]
         components=config.vector.components if method == "neutral_projected" else VectorConfig.components,
         source=source,
         others=_other_emotions(pair, source, texts) if method == "grand_mean" else (),
+        plus=_parts("vector.plus", config.vector.plus, pair, source, texts),
+        without=_parts("vector.without", config.vector.without, pair, source, texts),
     )
+
+
+def _parts(key: str, value: Any, pair: PairSpec, source: str, texts: dict[str, Sequence[Any]]) -> tuple[Part, ...]:
+    """What `vector.plus` or `vector.without` names, whose texts are added."""
+    return tuple(_part(key, name, weight, pair, source, texts) for name, weight in weighed(key, value).items())
+
+
+def _part(key: str, name: str, weight: float, pair: PairSpec, source: str, texts: dict[str, Sequence[Any]]) -> Part:
+    if source == "pairs":
+        is_file = "/" in name or name.endswith(".jsonl")
+        path = Path(name).expanduser() if is_file else shipped_pairs().get(name)
+        if path is None:
+            known = list(shipped_pairs())
+            raise EmosteerError(
+                f"{key}={name}: no pairs of that name are shipped{near(name, known)}; there are {', '.join(known)}, or give a file"
+            )
+        part = Part(_read(texts, "pairs", path, of=key), path.stem, weight)
+    else:
+        emotions = name.split("_")
+        if len(emotions) != 2 or not all(emotions) or (source == "lexicon" and not set(emotions) <= set(CATEGORIES)):
+            of_lexicon = f" of the NRC lexicon's {', '.join(CATEGORIES)}" if source == "lexicon" else ""
+            raise EmosteerError(f"{key}={name}: with vector.source={source} give two emotions{of_lexicon}, as target_counterpart")
+        part = Part(_add(texts, STAND_INS[source](*emotions)), name, weight)
+    if part.texts == (pair.texts if source == "pairs" else digest(STAND_INS[source](pair.target, pair.counterpart))):
+        raise EmosteerError(f"{key}={name}: that is the pair itself, whose vector it would be put to; name another")
+    return part
 
 
 def _other_emotions(pair: PairSpec, source: str, texts: dict[str, Sequence[Any]]) -> tuple[str, ...]:
@@ -269,12 +301,13 @@ PATHS = {"pairs": "pair.path", "diagnostics": "pair.diagnostics", "prompts": "pr
 """The key that names a file of each kind."""
 
 
-def _read(texts: dict[str, Sequence[Any]], kind: str, path: Path, limit: int | None = None) -> str:
-    """Add a data file's texts, as they are now; their digest."""
+def _read(texts: dict[str, Sequence[Any]], kind: str, path: Path, limit: int | None = None, of: str = "") -> str:
+    """Add a data file's texts, as they are now; their digest. `of` is the key that names the file, where it is not the usual one."""
     try:
         key, items = _read_once(kind, path, limit, _stamp(path))
     except EmosteerError as error:
-        raise EmosteerError(f"{PATHS[kind]}={error}" if kind in PATHS else str(error)) from None
+        name = of or PATHS.get(kind)
+        raise EmosteerError(f"{name}={error}" if name else str(error)) from None
     texts[key] = items
     return key
 

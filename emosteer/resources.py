@@ -259,7 +259,7 @@ class Resources:
             "sign": "positive minus negative",
             "seconds": round(time.perf_counter() - started, 3),
         }
-        told = asdict(qualities[0]) if qualities else {}
+        told = _told(qualities[0], cell) if qualities else {}
         if qualities and not cell.vector.shuffled:
             _warn_of(key, qualities[0])
         norms = {"norm": vector.directions.norm(dim=1).tolist(), "residual_norm": vector.residual_norm.tolist()}
@@ -268,14 +268,20 @@ class Resources:
         publish_file(self.store.paths.vector(key), save(whole, {"site": cell.site, FACTS: json.dumps(facts)}))
 
     def _cosines(self, cell: Cell, vector: EmotionVector) -> dict[str, list[float]]:
-        """Cosine per block with the vectors of other emotions that are there, of this model and made in the same way."""
+        """Cosine per block with the vectors of other emotions that are there, of this model and made in the same way.
+
+        Others are of one emotion pair each; of a vector that is put together of several, all of them are others.
+        """
         assert cell.vector is not None
         found = {}
         alike = ("method", "version", "reading", "source", "components", "shuffled")
         for key in self.store.vector_ids() if cell.vector.method != "random" else ():
             facts = self.store.vector_facts(key)
             recipe = facts.get("recipe") or {}
-            is_another = recipe.get("texts") not in (None, "", cell.vector.texts)
+            is_composed = bool(cell.vector.plus or cell.vector.without)
+            is_another = recipe.get("texts") not in (None, "", None if is_composed else cell.vector.texts)
+            if recipe.get("plus") or recipe.get("without"):
+                continue
             if not is_another or facts.get("model") != cell.model.identity() or facts.get("site") != cell.site:
                 continue
             if any(recipe.get(name, getattr(VectorSpec, name, None)) != getattr(cell.vector, name) for name in alike):
@@ -305,6 +311,8 @@ class Resources:
                     others=[load(key) for key in recipe.others],
                     neutral=self.store.neutral_texts(cell.neutral),
                     components=recipe.components,
+                    plus=[(part.weight, load(part.texts)) for part in recipe.plus],
+                    without=[load(part.texts) for part in recipe.without],
                     told=told,
                 )
         directions = random_direction(recipe.seed, recipe.index, self.model.n_blocks, self.model.width)
@@ -375,6 +383,16 @@ class Resources:
         """Say now that it begins, and later how far it is."""
         self.on_stage(what)
         return lambda done, total: self.on_stage(f"{what}: {done} of {total} {of}")
+
+
+def _told(quality: Quality, cell: Cell) -> dict[str, Any]:
+    """What a vector's file says of how sure it is; of the vectors that it is put together of, by their names."""
+    told = asdict(quality)
+    cosines = told.pop("cosine_to_parts")
+    if cosines is None or cell.vector is None:
+        return told
+    names = [_pair_name(cell), *(part.name for part in (*cell.vector.plus, *cell.vector.without))]
+    return {**told, "cosine_to_parts": dict(zip(names, cosines, strict=True))}
 
 
 def _warn_of(vector_id: str, quality: Quality) -> None:

@@ -21,18 +21,8 @@ from emosteer.tables import READABLE_DUPLICATION, READABLE_PERPLEXITY_RATIO, Tab
 RULE = f"Readable: perplexity at most x{READABLE_PERPLEXITY_RATIO}, at most {READABLE_DUPLICATION} of the replies beginning alike."
 UNREADABLE = f"No cell raises its target and stays readable. {RULE}"
 AXES = (
-    *(
-        "model",
-        "dtype",
-        "site",
-        "across_blocks",
-        "scope",
-        "intervention",
-        "decay",
-        "vector_method",
-        "vector_reading",
-        "vector_source",
-    ),
+    *("model", "dtype", "site", "across_blocks", "scope", "intervention", "decay"),
+    *("vector_method", "vector_reading", "vector_source", "vector_plus", "vector_without"),
     *("coefficient_unit", "seed", "prompts", "n_prompts"),
     *("n_samples", "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_p"),
 )
@@ -140,7 +130,7 @@ def _table(cells: pd.DataFrame) -> RenderableType:
         table.add_column(heading, justify="right", no_wrap=True)
     for _, row in shown.iterrows():
         primary = row["primary"]
-        axes = "".join(f"\n{row[axis]}" if isinstance(row[axis], str) else f"\n{axis} {row[axis]}" for axis in varying)
+        axes = "".join(_axis(axis, row[axis]) for axis in varying)
         table.add_row(
             Text(str(row["pair"])).append(f"\n{primary}{axes}", style="dim"),
             row["layers"],
@@ -163,6 +153,13 @@ def _coefficient(row: pd.Series[Any]) -> Text:
     text = Text(f"{row['coefficient']:.3g}")
     text.append(f"\n{row['auto_metric'].removesuffix('_ratio')} {row['auto_cost']:.3g}", style="dim")
     return text if row["auto_status"] == "found" else text.append(f"\n{row['auto_status']}", style="red")
+
+
+def _axis(axis: str, value: Any) -> str:
+    """A line for an axis that varies: a text says itself what it is, but for what a vector is put together of."""
+    if axis in ("vector_plus", "vector_without"):
+        return f"\n{axis.removeprefix('vector_')} {value}" if value else ""
+    return f"\n{value}" if isinstance(value, str) else f"\n{axis} {value}"
 
 
 def _in_two(pair: str, width: int = 14) -> str:

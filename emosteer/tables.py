@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from emosteer.agreement import agreement
 from emosteer.caveats import nrc_options, primary_caveats
 from emosteer.config import StatisticsConfig
-from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell
+from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell, Part
 from emosteer.records.store import Store
 from emosteer.records.sweep import DONE, Sweep
 from emosteer.scored import Scored, coefficient_of, mean_of, scored_cells, seed_of
@@ -201,6 +201,11 @@ def _pair_name(cell: Cell) -> str:
     return cell.pair.name if cell.pair else ""
 
 
+def _parts_text(parts: Sequence[Part]) -> str:
+    """As tables show what a vector is put together of: `love_hate+0.5 trust_disgust`."""
+    return "+".join(part.name if part.weight == 1 else f"{part.weight:g} {part.name}" for part in parts)
+
+
 def _axes(sweep: Sweep, cell: Cell, state: str, vector: dict[str, Any], own: Scored | None) -> dict[str, Any]:
     """What a row says besides its metrics."""
     record = own.record if own else {}
@@ -215,6 +220,8 @@ def _axes(sweep: Sweep, cell: Cell, state: str, vector: dict[str, Any], own: Sco
             "vector_method": NEGATIVE if cell.negative else SHUFFLED if is_shuffled else cell.vector.method,
             "vector_reading": cell.vector.reading if cell.vector.method != RANDOM else None,
             "vector_source": cell.vector.source if cell.vector.method != RANDOM else None,
+            "vector_plus": _parts_text(cell.vector.plus) if cell.vector.method != RANDOM else None,
+            "vector_without": _parts_text(cell.vector.without) if cell.vector.method != RANDOM else None,
             "vector_split_half": _at(vector.get("split_half"), layers),
             "vector_auc": _at(vector.get("auc"), layers),
             "site": cell.site,

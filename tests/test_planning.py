@@ -18,11 +18,11 @@ import emosteer
 from emosteer import planning
 from emosteer.checks import check_sweep_name
 from emosteer.config import ModelConfig, register
-from emosteer.datasets import SHIPPED, digest, load_contrastive_pairs
+from emosteer.datasets import SHIPPED, digest, labels_exchanged, load_contrastive_pairs
 from emosteer.errors import EmosteerError
 from emosteer.model.source import ModelSource
 from emosteer.planning import plan, typed
-from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell
+from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell, Part
 from emosteer.records.store import Store
 from emosteer.sources import lexicon_pairs, persona_prompts
 
@@ -77,6 +77,20 @@ BAD = {
     "coefficient_unit=percent": "coefficient_unit=percent: choose one of fraction, raw",
     "vector.method=ica": "vector.method=ica: choose one of mean_difference, grand_mean, pca, logistic, lda,",
     "vector.source=book": "vector.source=book: choose one of pairs, lexicon, persona",
+    "vector.plus=joy_fear": "vector.plus=joy_fear: no pairs of that name are shipped",
+    "vector.plus=[trust_disgust,trust_disgust]": "trust_disgust stands there twice; give it once",
+    "vector.plus={trust_disgust:0}": "vector.plus: the weight of trust_disgust is 0; give a finite number other than 0",
+    "vector.plus={trust_disgust:much}": "vector.plus: the weight of trust_disgust is much; give a finite number",
+    "vector.plus=joy_sadnes": "vector.plus=joy_sadnes: no pairs of that name are shipped (did you mean joy_sadness?)",
+    "vector.plus=3": "vector.plus=3: give the name of an emotion pair, a list of names, or {name: weight}",
+    "vector.plus=nowhere.jsonl": "vector.plus=nowhere.jsonl: no such file",
+    "vector.without={trust_disgust:2}": "what is taken out has no weight; give a name or a list of names",
+    "vector.without=joy_sadness": "vector.without=joy_sadness: that is the pair itself, whose vector it would be put",
+    "vector.plus=love_hate vector.without=[love_hate]": "vector.plus and vector.without both name love_hate",
+    "vector=random vector.without=love_hate": "vector.method=random has none; leave them empty",
+    "vector=lexicon vector.plus=love_hate": "vector.plus=love_hate: with vector.source=lexicon give two emotions of the",
+    "vector=persona vector.plus=awe": "vector.plus=awe: with vector.source=persona give two emotions, as target_counterpart",
+    "vector=persona vector.without=joy_sadness": "vector.without=joy_sadness: that is the pair itself",
     "vector.components=0": "vector.components=0: give a whole number of at least 1",
     "vector.reading=first_token": "vector.reading=first_token: choose one of token_mean, last_token, assistant_prefix",
     "attribution.method=lens": "attribution.method=lens: choose one of attribution_patching, none",
@@ -430,6 +444,62 @@ def test_a_lexicon_without_the_emotion_is_refused(store: Store) -> None:
         planned(store, "pair=love_hate", "vector=lexicon")
 
 
+def test_what_a_vector_is_put_together_of(store: Store, tmp_path: Path) -> None:
+    shipped = {path.stem: digest(load_contrastive_pairs(path)) for path in (SHIPPED / "pairs").glob("*.jsonl")}
+    plain = planned(store)[0]
+    cell = planned(store, "vector.plus=[trust_disgust,love_hate]", "vector.without=anger_fear")[0]
+    assert cell.vector is not None
+    assert cell.vector.plus == tuple(Part(shipped[name], name) for name in ("love_hate", "trust_disgust"))
+    assert cell.vector.without == (Part(shipped["anger_fear"], "anger_fear"),)
+    assert Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell
+    assert store.contrastive_pairs(shipped["anger_fear"]), "a worker elsewhere reads them from the store"
+    weighed = planned(store, "vector.plus={trust_disgust:0.5}")[0].vector
+    assert weighed is not None
+    assert weighed.plus == (Part(shipped["trust_disgust"], "trust_disgust", 0.5),)
+    (tmp_path / "mine.jsonl").write_text((SHIPPED / "pairs" / "trust_disgust.jsonl").read_text())
+    same = {
+        planned(store, *more)[0].id
+        for more in (
+            ["vector.plus=trust_disgust"],
+            ["vector.plus=[trust_disgust]"],
+            ["vector.plus={trust_disgust:1}"],
+            [f"vector.plus={tmp_path / 'mine.jsonl'}"],
+        )
+    }
+    assert len(same) == 1, "a name is nothing that changes replies"
+    assert planned(store, "vector.plus=[]", "vector.without=null")[0].id == plain.id
+    others = ["vector.plus={trust_disgust:0.5}", "vector.without=trust_disgust", "vector.plus=love_hate", "vector.plus=null"]
+    assert len({*same, *(planned(store, one)[0].id for one in others)}) == 5
+    assert (
+        planned(store, "vector.plus=[love_hate,trust_disgust]")[0].id == planned(store, "vector.plus=[trust_disgust,love_hate]")[0].id
+    )
+
+
+def test_parts_come_from_the_vectors_own_source(store: Store) -> None:
+    found = plan(typed(composed("vector=lexicon", "vector.plus=trust_disgust", "vector.without=[anger_fear]")))
+    vector = found.cells[0].vector
+    assert vector is not None
+    assert found.texts[vector.plus[0].texts] == lexicon_pairs("trust", "disgust")
+    assert found.texts[vector.without[0].texts] == lexicon_pairs("anger", "fear")
+    personas = plan(typed(composed("vector=persona", "vector.without=awe_contempt")))
+    assert personas.cells[0].vector is not None
+    assert personas.texts[personas.cells[0].vector.without[0].texts] == persona_prompts("awe", "contempt")
+
+
+def test_controls_of_a_composed_vector(store: Store) -> None:
+    """Labels are exchanged in what is added too, and what is taken out stays; random directions are those of all pairs."""
+    given = ["vector.plus=trust_disgust", "vector.without=love_hate", "controls.shuffled=1"]
+    cell, _, control, shuffled, *_ = planned(store, *given)
+    assert cell.vector is not None and shuffled.vector is not None  # noqa: PT018
+    assert control.id == planned(store)[2].id
+    texts = store.contrastive_pairs(shuffled.vector.plus[0].texts)
+    assert texts == labels_exchanged(store.contrastive_pairs(cell.vector.plus[0].texts), 0, 0)
+    assert shuffled.vector.plus[0].name == "trust_disgust"
+    assert shuffled.vector.without == cell.vector.without
+    raw = planned(store, *given[:2], "coefficient_unit=raw")
+    assert raw[2].like().vector_id == raw[0].vector_id
+
+
 def test_one_pair_has_no_scatter(store: Store, tmp_path: Path) -> None:
     (tmp_path / "mine.jsonl").write_text('{"id": "a", "positive": "So vast!", "negative": "So small."}\n')
     with pytest.raises(EmosteerError, match=r"vector\.method=lda needs the scatter of at least 2 pairs: give more in pair.path"):
@@ -480,7 +550,8 @@ def test_what_is_beside_the_replies_keeps_the_id(store: Store, override: str) ->
      "intervention=set", "intervention=ablate", "decay=0.9",
      "model=qwen3", "model.dtype=bfloat16", "pair=love_hate", "prompts=confirmation", "prompts.limit=5", "vector=random",
      "vector.reading=last_token", "vector=pca", "vector=grand_mean", "vector=neutral_projected", "vector=lexicon",
-     "vector=persona", "generation=sampled", "generation.max_new_tokens=61", "generation.min_new_tokens=1"],
+     "vector=persona", "vector.plus=trust_disgust", "vector.without=trust_disgust",
+     "generation=sampled", "generation.max_new_tokens=61", "generation.min_new_tokens=1"],
 )  # fmt: skip
 def test_what_is_asked_of_the_replies_changes_the_id(store: Store, override: str) -> None:
     assert planned(store, override)[0].id != planned(store)[0].id

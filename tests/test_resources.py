@@ -19,12 +19,12 @@ from tiny_models import BLOCKS, WIDTH, tiny_model
 from emosteer.config import AttributionConfig
 from emosteer.datasets import ContrastivePair, DiagnosticPair, NeutralText
 from emosteer.errors import EmosteerError, Unwritable
-from emosteer.records.cell import AttributionSpec, Cell, ModelSpec, VectorSpec
+from emosteer.records.cell import AttributionSpec, Cell, ModelSpec, Part, VectorSpec
 from emosteer.records.claims import Claims
 from emosteer.records.store import Store
 from emosteer.resources import FACTS, Resources
 from emosteer.sources import persona_prompts
-from emosteer.vectors import METHODS, emotion_vector, mean_difference, quality, read_states, residual_norms
+from emosteer.vectors import METHODS, compose, emotion_vector, mean_difference, quality, read_states, residual_norms
 
 PAIRS = [ContrastivePair("a", "We are so happy that you came!", "I am sad, because the rain took the garden.")]
 NEUTRAL = [NeutralText("a", "A train leaves the station at nine and arrives before noon.")]
@@ -163,6 +163,48 @@ def test_a_vectors_file_says_how_it_lies_to_the_other_emotions(store: Store, cel
     store.paths.vector(other.vector_id).unlink()
     resources(store).vector(other)
     assert store.vector_facts(other.vector_id)["cosine_to"] == {}
+
+
+def test_a_composed_vectors_file_is_of_the_whole(store: Store, cell: Cell, caplog: pytest.LogCaptureFixture) -> None:
+    own = resources(store)
+    trust = [dataclasses.replace(pair, positive=f"{pair.positive} Nine.", negative=pair.positive) for pair in MORE_PAIRS]
+    fear = [dataclasses.replace(pair, positive=pair.negative, negative=f"{pair.positive} No.") for pair in MORE_PAIRS[:3]]
+    joy_texts, trust_texts, fear_texts = (store.keep_texts(texts) for texts in (MORE_PAIRS, trust, fear))
+    plain = dataclasses.replace(cell, vector=VectorSpec("mean_difference", joy_texts))
+    spec = VectorSpec("mean_difference", joy_texts, plus=(Part(trust_texts, "trust", 0.5),), without=(Part(fear_texts, "fear"),))
+    whole = dataclasses.replace(cell, vector=spec)
+    alone = own.vector(plain)
+    with forwards() as rows:
+        made = own.vector(whole)
+    assert sum(rows) == 4 + 3, "of trust and of fear one side is the pair's own texts, which are known"
+    states = read_states(own.model, MORE_PAIRS, plus=[(0.5, trust)], without=[fear])
+    parts = [mean_difference(part) for part in (states, states.plus[0][1], states.without[0])]
+    expected = compose(parts[0], [(0.5, parts[1])], [parts[2]])
+    torch.testing.assert_close(made.directions, expected, rtol=1e-4, atol=1e-4)
+    facts, found = store.vector_facts(whole.vector_id), quality(states, mean_difference)
+    assert facts["norm"] == pytest.approx(expected.norm(dim=1).tolist(), rel=1e-4)
+    assert facts["residual_norm"] == store.vector_facts(plain.vector_id)["residual_norm"]
+    for key in ("split_half", "auc", "pairs_needed"):
+        assert facts[key] == pytest.approx(getattr(found, key), abs=1e-4), key
+    assert list(facts["cosine_to_parts"]) == [cell.pair.name if cell.pair else "", "trust", "fear"]
+    assert facts["cosine_to_parts"]["fear"] == pytest.approx([0.0] * BLOCKS, abs=1e-5)
+    to_own = torch.cosine_similarity(expected, alone.directions).tolist()
+    assert facts["cosine_to"] == {plain.vector_id: pytest.approx(to_own, abs=1e-4)}
+    assert "cosine_to_parts" not in store.vector_facts(plain.vector_id)
+    fear_cell = dataclasses.replace(cell, vector=VectorSpec("mean_difference", fear_texts))
+    own.vector(fear_cell)
+    assert list(store.vector_facts(fear_cell.vector_id)["cosine_to"]) == [plain.vector_id], "of no composed vector"
+    torch.testing.assert_close(resources(store).vector(whole).directions, made.directions)
+
+
+def test_a_composed_vector_of_which_nothing_is_left_is_refused(store: Store, cell: Cell) -> None:
+    key = store.keep_texts(MORE_PAIRS)
+    turned = [dataclasses.replace(pair, positive=pair.negative, negative=pair.positive) for pair in MORE_PAIRS]
+    spec = VectorSpec("mean_difference", key, plus=(Part(store.keep_texts(turned), "turned"),))
+    one = dataclasses.replace(cell, vector=spec)
+    with pytest.raises(EmosteerError, match=r"vector.plus and vector.without leave nothing of the vector at blocks \[0, 1, 2, 3\]"):
+        resources(store).vector(one)
+    assert not store.paths.vector(one.vector_id).exists()
 
 
 def test_what_is_in_the_store_is_not_read_again(store: Store, cell: Cell) -> None:

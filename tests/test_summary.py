@@ -25,7 +25,7 @@ from made_up_sweep import (
 from rich.console import Console
 
 from emosteer.config import AutoCoefficientConfig
-from emosteer.records.cell import Cell, StrengthSpec
+from emosteer.records.cell import Cell, Part, StrengthSpec
 from emosteer.records.store import Resolved, Store
 from emosteer.records.sweep import Sweep
 from emosteer.summary import best_readable, summary
@@ -55,6 +55,15 @@ def run(sweep: Sweep, cells: list[Cell], leave_out: tuple[Cell, ...] = ()) -> No
 
 def widest(text: str) -> int:
     return max(map(len, text.splitlines()))
+
+
+def test_it_tells_cells_apart_by_what_their_vectors_are_put_together_of(sweep: Sweep) -> None:
+    plain = made_up_cell(sweep.store)
+    assert plain.vector is not None
+    parts = {"plus": (Part("a", "love_hate"),), "without": (Part("b", "anger_fear"),)}
+    run(sweep, [plain, dataclasses.replace(plain, vector=dataclasses.replace(plain.vector, **parts))])
+    lines = [line.split("  ")[0].rstrip() for line in printed(sweep).splitlines()]
+    assert lines.count("plus love_hate") == lines.count("without anger_fear") == 1
 
 
 def test_it_fits_100_columns_and_says_what_was_run(sweep: Sweep) -> None:

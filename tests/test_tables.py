@@ -17,7 +17,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from emosteer.config import AutoCoefficientConfig
-from emosteer.records.cell import CELL, Cell, StrengthSpec, VectorSpec
+from emosteer.records.cell import CELL, Cell, Part, StrengthSpec, VectorSpec
 from emosteer.records.publish import publish_json
 from emosteer.records.store import Store
 from emosteer.records.sweep import Sweep
@@ -166,6 +166,18 @@ def test_the_effect_beyond_random_is_against_the_mean_of_the_matching_controls(s
             if n_controls == 1:  # means of three make ties that differ in the last bit
                 assert row[f"{metric}_beyond_random_p"] == pytest.approx(stats.wilcoxon(difference).pvalue)
     assert tables.controls["joy_beyond_random"].isna().all()
+
+
+def test_a_row_says_what_its_vector_is_put_together_of(sweep: Sweep, store: Store) -> None:
+    plain = made_up_cell(store)
+    parts = {"plus": (Part("a", "love_hate"), Part("b", "mine", 0.5)), "without": (Part("c", "anger_fear"),)}
+    assert plain.vector is not None
+    cell = dataclasses.replace(plain, vector=dataclasses.replace(plain.vector, **parts))
+    tables = run(sweep, [plain, cell])
+    columns = ["vector_plus", "vector_without"]
+    assert row_of(tables, cell)[columns].tolist() == ["love_hate+0.5 mine", "anger_fear"]
+    assert row_of(tables, plain)[columns].tolist() == ["", ""]
+    assert tables.controls[columns].isna().all().all()
 
 
 def test_the_effect_beyond_shuffled_labels_is_against_the_pairs_own(sweep: Sweep, store: Store) -> None:

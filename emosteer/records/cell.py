@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
@@ -58,6 +59,18 @@ class PairSpec:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Another emotion pair, whose vector is added to a cell's or taken out of it."""
+
+    texts: str
+    """Digest of its texts."""
+    name: str = ""
+    """For tables."""
+    weight: float = 1.0
+    """Of a vector that is added."""
+
+
+@dataclass(frozen=True)
 class VectorSpec:
     """How a cell's vector comes about."""
 
@@ -81,6 +94,10 @@ class VectorSpec:
     """How many principal components of the neutral texts `neutral_projected` takes out."""
     others: tuple[str, ...] = ()
     """Digests of the other emotions' pairs, for `grand_mean`."""
+    plus: tuple[Part, ...] = ()
+    """Whose vectors are added, made in the same way."""
+    without: tuple[Part, ...] = ()
+    """Whose vectors are taken out."""
     shuffled: int = 0
     """As a control: which draw of exchanged labels the texts are; 0 where the labels are the right ones."""
 
@@ -223,15 +240,17 @@ class Cell:
             attribution=self.attribution if chosen else None,
         )
 
-    def shuffled(self, index: int, texts: str) -> Cell:
+    def shuffled(self, index: int, texts: str, plus: tuple[Part, ...] = ()) -> Cell:
         """This cell with a vector from texts whose labels are exchanged, as a control of this pair.
 
         Args:
             index: which draw, from 0 on.
             texts: their digest.
+            plus: the same of what is added.
         """
         assert self.vector is not None
-        return dataclasses.replace(self, kind=CONTROL, vector=dataclasses.replace(self.vector, texts=texts, shuffled=index + 1))
+        vector = dataclasses.replace(self.vector, texts=texts, plus=plus, shuffled=index + 1)
+        return dataclasses.replace(self, kind=CONTROL, vector=vector)
 
     def negated(self) -> Cell:
         """This cell with the other sign, as a control of its own."""
@@ -258,17 +277,14 @@ class Cell:
         model = _known(ModelSpec, data["model"])
         known["model"] = ModelSpec(**{**model, "config": ModelConfig(**_known(ModelConfig, model["config"]))})
         known["generation"] = GenerationConfig(**_known(GenerationConfig, data["generation"]))
-        for key, kind in (("pair", PairSpec), ("vector", VectorSpec)):
-            known[key] = kind(**_known(kind, data[key])) if data.get(key) else None
-        if vector := known["vector"]:
-            known["vector"] = dataclasses.replace(vector, others=tuple(vector.others))
+        known["pair"] = PairSpec(**_known(PairSpec, data["pair"])) if data.get("pair") else None
+        known["vector"] = _vector(data["vector"]) if data.get("vector") else None
         if attribution := data.get("attribution"):
             config = AttributionConfig(**_known(AttributionConfig, attribution["config"]))
             known["attribution"] = AttributionSpec(attribution["diagnostics"], config)
         if strength := data.get("strength"):
-            own = VectorSpec(**_known(VectorSpec, strength["vector"]))
             looked_for = AutoCoefficientConfig(**_known(AutoCoefficientConfig, strength["config"]))
-            known["strength"] = StrengthSpec(looked_for, dataclasses.replace(own, others=tuple(own.others)))
+            known["strength"] = StrengthSpec(looked_for, _vector(strength["vector"]))
         known["layers"] = tuple(data["layers"]) if data.get("layers") is not None else None
         cell = cls(**known)
         cell._check_parts()
@@ -336,7 +352,7 @@ class Cell:
         return {
             "algorithm": ALGORITHM,
             "model": self.model.identity(),
-            "vector": _differences(self.vector),
+            "vector": {**_differences(self.vector), **self._parts_identity()},
             "method": self.vector.method,
             "site": self.site,
             "neutral": self.neutral,
@@ -346,6 +362,13 @@ class Cell:
         assert self.strength is not None
         own = dataclasses.replace(self, vector=self.strength.vector)._vector_identity()
         return {AUTO: _differences(self.strength.config), "of": _hash(own)}
+
+    def _parts_identity(self) -> dict[str, Any]:
+        """What is added to the vector and taken out of it, without names."""
+        assert self.vector is not None
+        plus = {"plus": [[part.texts, float(part.weight)] for part in self.vector.plus]}
+        without = {"without": [part.texts for part in self.vector.without]}
+        return {key: parts for key, parts in (plus | without).items() if parts}
 
     def _attribution_identity(self) -> dict[str, Any]:
         assert self.attribution is not None
@@ -362,6 +385,13 @@ class Cell:
     def _auto_blocks(self) -> int:
         assert self.attribution is not None
         return self.attribution.config.blocks
+
+
+def _vector(data: dict[str, Any]) -> VectorSpec:
+    """The specification of a vector, of plain data."""
+    known = _known(VectorSpec, data)
+    known["others"] = tuple(known.get("others", ()))
+    return VectorSpec(**{**known, **{key: _parts(known.get(key, ())) for key in ("plus", "without")}})
 
 
 def _differences(config: Any) -> dict[str, Any]:
@@ -381,6 +411,10 @@ def short_hash(data: Any) -> str:
 
 def _hash(identity: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _parts(data: Iterable[dict[str, Any]]) -> tuple[Part, ...]:
+    return tuple(Part(**_known(Part, one)) for one in data)
 
 
 def _known(kind: type, data: dict[str, Any]) -> dict[str, Any]:

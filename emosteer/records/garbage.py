@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from emosteer.records.cell import ATTRIBUTION, Cell
+from emosteer.records.cell import ATTRIBUTION, Cell, VectorSpec
 from emosteer.records.leases import Holder, Process, holder, holders
 from emosteer.records.paths import CellPaths, SweepPaths
 from emosteer.records.publish import TEMPORARY, read_json
@@ -102,11 +102,11 @@ class References:
             self.records |= {cell.id, cell.baseline_id}
         if cell.vector:
             self.vectors |= {cell.vector_id, cell.vector.like}
-            self.texts |= {cell.vector.texts, *cell.vector.others}
+            self._add_texts(cell.vector)
         if cell.strength:
             self.strengths.add(cell.strength_id)
             self.vectors.add(cell.owner().vector_id)
-            self.texts |= {cell.strength.vector.texts, *cell.strength.vector.others}
+            self._add_texts(cell.strength.vector)
         if cell.pair:
             self.texts |= {cell.pair.texts, cell.pair.diagnostics}
         if cell.attribution:
@@ -114,6 +114,9 @@ class References:
             self.texts.add(cell.attribution.diagnostics)
         self.norms.add(_norms_key(cell.model.identity(), cell.neutral))
         self.texts |= {cell.prompts, cell.neutral}
+
+    def _add_texts(self, vector: VectorSpec) -> None:
+        self.texts |= {vector.texts, *vector.others, *(part.texts for part in (*vector.plus, *vector.without))}
 
     def add_sweep(self, sweep: Sweep) -> None:
         """All that the commands of a sweep refer to, whether it is there or not."""

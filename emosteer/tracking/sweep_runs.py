@@ -39,6 +39,8 @@ AXES: dict[str, type] = {
     "vector_method": str,
     "vector_reading": str,
     "vector_source": str,
+    "vector_plus": str,
+    "vector_without": str,
     "site": str,
     "layer": int,
     "layers": str,

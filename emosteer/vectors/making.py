@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from emosteer.datasets import ContrastivePair, NeutralText, Prompt
 from emosteer.dotted import find_vector_method
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel
+from emosteer.vectors.composition import compose, composed, left
 from emosteer.vectors.methods import METHODS, States
 from emosteer.vectors.quality import Quality, quality
 from emosteer.vectors.reading import token_means
@@ -36,6 +38,8 @@ def emotion_vector(
     others: Sequence[Contrast] = (),
     neutral: Sequence[NeutralText] = (),
     components: int = VectorConfig.components,
+    plus: Sequence[tuple[float, Contrast]] = (),
+    without: Sequence[Contrast] = (),
     told: Callable[[Quality], None] | None = None,
 ) -> EmotionVector:
     """Build an emotion vector by a named method.
@@ -50,6 +54,8 @@ def emotion_vector(
         others: of `grand_mean`: the pairs of each further two emotions.
         neutral: of `neutral_projected`: texts without emotion.
         components: of `neutral_projected`: how many of their principal components are taken out.
+        plus: weights and pairs of other emotions, whose vectors, made in the same way, are added; see `composition.compose`.
+        without: pairs of other emotions, whose vectors are taken out.
         told: is given how sure the direction is, which takes some times as long as to find it; not of a method of the user's own.
 
     Raises:
@@ -64,13 +70,24 @@ def emotion_vector(
             others=others if method == "grand_mean" else (),
             neutral=neutral if method == "neutral_projected" else (),
             components=components,
+            plus=plus,
+            without=without,
         )
-        vector = checked(EmotionVector(METHODS[method](states), residual_norm, site))
+        vector = _finished(composed(METHODS[method])(states), residual_norm, site, is_composed=bool(plus or without))
         if told is not None:
             told(quality(states, METHODS[method]))
         return vector
-    asked = {} if reading == VectorConfig.reading else {"reading": reading}
-    return checked(EmotionVector(find_method(method, reading)(model, pairs, site, **asked), residual_norm, site))
+    own, asked = find_method(method, reading), {} if reading == VectorConfig.reading else {"reading": reading}
+
+    def make(contrast: Contrast) -> Tensor:
+        return own(model, contrast, site, **asked)
+
+    directions = compose(make(pairs), [(weight, make(part)) for weight, part in plus], [make(part) for part in without])
+    return _finished(directions, residual_norm, site, is_composed=bool(plus or without))
+
+
+def _finished(directions: Tensor, residual_norm: Tensor, site: str, is_composed: bool) -> EmotionVector:
+    return checked(EmotionVector(left(directions) if is_composed else directions, residual_norm, site))
 
 
 def read_states(
@@ -82,8 +99,12 @@ def read_states(
     others: Sequence[Contrast] = (),
     neutral: Sequence[NeutralText] = (),
     components: int = VectorConfig.components,
+    plus: Sequence[tuple[float, Contrast]] = (),
+    without: Sequence[Contrast] = (),
 ) -> States:
     """The states of pairs of texts, and of what else a method needs, at every block; arguments as for `emotion_vector`.
+
+    A part's other emotions are the pair's own and `others`, without the part's.
 
     Raises:
         EmosteerError: states that are not finite.
@@ -99,15 +120,20 @@ def read_states(
             raise EmosteerError(f"{model.name}: activations at blocks {bad} are not finite numbers; try model.dtype=float32")
         return means
 
-    groups = [_in_turn(group) for group in (pairs, *others)]
-    means = read([text for group in groups for text in group])
-    own, *further = torch.split(means, [len(group) for group in groups])
-    return States(
-        own[0::2],
-        own[1::2],
-        torch.stack([emotion.mean(0) for group in further for emotion in (group[0::2], group[1::2])]) if further else None,
-        read([text.text for text in neutral]) if neutral else None,
-        components,
+    groups = [_in_turn(group) for group in (pairs, *others, *(part for _, part in plus), *without)]
+    means = torch.split(read([text for group in groups for text in group]), [len(group) for group in groups])
+    about = read([text.text for text in neutral]) if neutral else None
+    emotions = range(1 + len(others))
+
+    def states(at: int, further: Sequence[int]) -> States:
+        centres = [texts.mean(0) for i in further for texts in (means[i][0::2], means[i][1::2])]
+        return States(means[at][0::2], means[at][1::2], torch.stack(centres) if centres else None, about, components)
+
+    parts = [states(at, [i for i in emotions if others and groups[i] != groups[at]]) for at in range(len(emotions), len(groups))]
+    return replace(
+        states(0, emotions[1:]),
+        plus=tuple((weight, part) for (weight, _), part in zip(plus, parts, strict=False)),
+        without=tuple(parts[len(plus) :]),
     )
 
 

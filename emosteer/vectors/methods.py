@@ -39,10 +39,27 @@ class States:
     """[text, block, width], for `neutral_projected`: of texts without emotion."""
     components: int = VectorConfig.components
     """How many principal components `neutral_projected` takes out."""
+    plus: tuple[tuple[float, States], ...] = ()
+    """Of a composed vector: the states behind each vector that is added, and its weight."""
+    without: tuple[States, ...] = ()
+    """Of a composed vector: the states behind each vector that is taken out."""
 
     def of(self, pairs: Tensor) -> States:
-        """The states of some pairs alone, by their indices; the other texts stay."""
-        return replace(self, positive=self.positive[pairs], negative=self.negative[pairs])
+        """The states of some pairs alone, by their indices, and as large a share of the pairs of `plus` and `without`.
+
+        The shares of pairs that have none in common have none in common either. The other texts stay.
+        """
+        return replace(
+            self,
+            positive=self.positive[pairs],
+            negative=self.negative[pairs],
+            plus=tuple((weight, part._share(pairs, len(self))) for weight, part in self.plus),
+            without=tuple(part._share(pairs, len(self)) for part in self.without),
+        )
+
+    def _share(self, pairs: Tensor, n: int) -> States:
+        """Of pairs that are dealt out to `n` others in order: those that go with some of these."""
+        return self.of(torch.nonzero(torch.isin(torch.arange(len(self)) * n // len(self), pairs)).flatten())
 
     def __len__(self) -> int:
         return len(self.positive)
@@ -220,6 +237,11 @@ def _along(lines: Tensor, states: States) -> Tensor:
     """The mean difference projected on each block's line [block, width]: no sign of the line's own is left, nor a length."""
     unit = lines / lines.norm(dim=1, keepdim=True)
     return (unit * (unit * mean_difference(states)).sum(1, keepdim=True)).float()
+
+
+def fewest_pairs(method: Method) -> int:
+    """Pairs that a method needs."""
+    return 2 if method is lda else 1
 
 
 METHODS: dict[str, Method] = {

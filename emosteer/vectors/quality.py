@@ -7,13 +7,14 @@ give no direction.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from emosteer.vectors.methods import Method, States, lda
+from emosteer.vectors.composition import composed
+from emosteer.vectors.methods import Method, States, fewest_pairs
 
 SPLITS = 10
 """Random halves that are averaged."""
@@ -38,31 +39,40 @@ class Quality:
     pairs_needed: list[int] | None
     """The fewest pairs from which on the direction stays the same: random ones have a mean cosine of at least `SETTLED` with the
     whole vector, and so have all larger numbers of them (1, 2, 4, 8, ... and all are tried)."""
+    cosine_to_parts: list[list[float]] | None = None
+    """Of a composed vector: the cosine with each vector that it is put together of, in the order of the pair's own, those that
+    are added, and those that are taken out."""
 
 
 def quality(states: States, method: Method) -> Quality:
-    """How sure the direction is that a method finds in states."""
-    return Quality(len(states), _split_half(states, method), _auc(states, method), _pairs_needed(states, method))
+    """How sure the direction is that a method finds in states, or that it finds in them and in their parts and puts together.
+
+    Of a composed vector all parts are halved, folded and added together, each in its own proportion; the held-out texts are the
+    pair's own.
+    """
+    return Quality(
+        len(states), _split_half(states, method), _auc(states, method), _pairs_needed(states, method), _to_parts(states, method)
+    )
 
 
 def _split_half(states: States, method: Method) -> list[float | None] | None:
-    half = len(states) // 2
-    if half < _fewest(method):
+    make, half = composed(method), len(states) // 2
+    if half < fewest_pairs(method):
         return None
     cosines = [
-        cosine_similarity(method(states.of(order[:half])), method(states.of(order[half : 2 * half])))
+        cosine_similarity(make(states.of(order[:half])), make(states.of(order[half : 2 * half])))
         for order in _orders(len(states), SPLITS)
     ]
     return _plain(cosines)
 
 
 def _auc(states: States, method: Method) -> list[float | None] | None:
-    n = len(states)
+    make, n = composed(method), len(states)
     order = next(_orders(n, 1))
     folds = order.tensor_split(min(FOLDS, n))
-    if n - max(map(len, folds)) < _fewest(method):
+    if n - max(map(len, folds)) < fewest_pairs(method):
         return None
-    return _plain([_separation(method(states.of(order[~torch.isin(order, fold)])), states.of(fold)) for fold in folds])
+    return _plain([_separation(make(states.of(order[~torch.isin(order, fold)])), states.of(fold)) for fold in folds])
 
 
 def _separation(direction: Tensor, held_out: States) -> Tensor:
@@ -73,23 +83,26 @@ def _separation(direction: Tensor, held_out: States) -> Tensor:
 
 
 def _pairs_needed(states: States, method: Method) -> list[int] | None:
-    n = len(states)
-    numbers = [2**i for i in range(n.bit_length()) if _fewest(method) <= 2**i < n]
+    make, n = composed(method), len(states)
+    numbers = [2**i for i in range(n.bit_length()) if fewest_pairs(method) <= 2**i < n]
     if n < 2:
         return None
-    whole, orders = method(states), list(_orders(n, ORDERS))
+    whole, orders = make(states), list(_orders(n, ORDERS))
     needed = torch.full((whole.shape[0],), n)
     settled = torch.ones(whole.shape[0], dtype=torch.bool)
     for number in reversed(numbers):
-        cosines = [cosine_similarity(method(states.of(order[:number])), whole) for order in orders]
+        cosines = [cosine_similarity(make(states.of(order[:number])), whole) for order in orders]
         settled &= torch.stack(cosines).mean(0) >= SETTLED
         needed[settled] = number
     return [int(number) for number in needed]
 
 
-def _fewest(method: Method) -> int:
-    """Pairs that a method needs."""
-    return 2 if method is lda else 1
+def _to_parts(states: States, method: Method) -> list[list[float]] | None:
+    parts = [*(part for _, part in states.plus), *states.without]
+    if not parts:
+        return None
+    whole, own = composed(method)(states), replace(states, plus=(), without=())
+    return [cosine_similarity(whole, method(part)).tolist() for part in (own, *parts)]
 
 
 def _orders(n: int, how_many: int) -> Iterator[Tensor]:

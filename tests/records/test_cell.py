@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from emosteer.config import AttributionConfig, GenerationConfig, ModelConfig
-from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, AttributionSpec, Cell, ModelSpec, PairSpec, VectorSpec
+from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, AttributionSpec, Cell, ModelSpec, PairSpec, Part, VectorSpec
 from emosteer.records.publish import publish_file
 
 CONFIG = ModelConfig(name="tiny", path="/models/tiny")
@@ -64,6 +64,10 @@ def attributing(diagnostics: str = "diagnostics-1", **values: Any) -> Change:
     return changed(attribution=AttributionSpec(diagnostics, AttributionConfig(**values)))
 
 
+def with_parts(**parts: tuple[Part, ...]) -> Change:
+    return changed(vector=VectorSpec("mean_difference", "pairs-1", **parts))
+
+
 MATTERS: dict[str, Change] = {
     "weights": with_model(fingerprint="sha256:4567"),
     "dtype": with_model(dtype="bfloat16"),
@@ -86,6 +90,9 @@ MATTERS: dict[str, Change] = {
     "source": changed(vector=VectorSpec("mean_difference", "pairs-1", source="lexicon")),
     "components": changed(vector=VectorSpec("mean_difference", "pairs-1", components=3)),
     "other emotions": changed(vector=VectorSpec("mean_difference", "pairs-1", others=("pairs-2",))),
+    "added": with_parts(plus=(Part("pairs-2", "trust_disgust"),)),
+    "added with a weight": with_parts(plus=(Part("pairs-2", "trust_disgust", 0.5),)),
+    "taken out": with_parts(without=(Part("pairs-2", "trust_disgust"),)),
     "random direction": changed(vector=VectorSpec("random", index=1)),
     "random seed": changed(vector=VectorSpec("random", seed=1)),
     "neutral texts": changed(neutral="neutral-2"),
@@ -174,6 +181,13 @@ def test_ids_read_well_and_are_file_names() -> None:
 
 def test_a_number_is_the_same_coefficient_however_it_was_typed() -> None:
     assert dataclasses.replace(BASE, coefficient=1).id == dataclasses.replace(BASE, coefficient=1.0).id
+
+
+def test_what_a_part_is_called_changes_nothing_and_is_kept() -> None:
+    one, other = (with_parts(plus=(Part("pairs-2", name),), without=(Part("pairs-3", name),))(BASE) for name in ("trust", "mine"))
+    assert one.id == other.id
+    assert one.vector_id == other.vector_id
+    assert Cell.from_json(json.loads(json.dumps(other.to_json()))) == other
 
 
 @dataclass
