@@ -22,6 +22,7 @@ from torch import Tensor
 from emosteer import attribution, datasets
 from emosteer.arguments import Generation, configuration, plain, whole
 from emosteer.attribution import Attribution
+from emosteer.attribution.metrics import Measure
 from emosteer.comparison import GENERATED
 from emosteer.config import AUTO, Config, GenerationConfig, ModelConfig
 from emosteer.datasets import SHIPPED, ContrastivePair, DiagnosticPair, Prompt
@@ -127,24 +128,34 @@ def load_prompts(prompts: Prompts, limit: int | None = None) -> list[Prompt]:
 
 
 def attribute(
-    model: LanguageModel, pairs: str | Path | Iterable[DiagnosticPair], *, steps: int | None = None, direction: str = "denoising"
+    model: LanguageModel,
+    pairs: str | Path | Iterable[DiagnosticPair],
+    *,
+    steps: int | None = None,
+    direction: str = "denoising",
+    method: str = "attribution_patching",
+    measure: Measure | None = None,
+    neurons: int = 0,
 ) -> Attribution:
     """Find by attribution patching which blocks decide an emotional expression; `.ranking()` names them, first the largest.
 
-    Scores are in nats of the metric, log p(expressive words) - log p(counterpart words) as the next token.
+    Scores are in units of the metric: by default nats, log p(expressive words) - log p(counterpart words) as the next token.
     Source: Nanda 2023; Syed et al. 2023; over all positions, integrated gradients (Hanna et al. 2024).
 
     Args:
         model: the language model.
         pairs: the name of a shipped emotion pair (`joy_sadness`), a file of diagnostic pairs, or a list of them.
-        steps: gradients averaged between the corrupted and the clean run; None takes 1 at the last position, 5 elsewhere.
+        steps: gradients averaged between the corrupted and the clean run; None takes 1 at the last position or for atp_star, else 5.
         direction: denoising (clean activations into the corrupted run) or noising (corrupted ones into the clean run).
+        method: attribution_patching or atp_star (Kramár et al. 2024).
+        measure: another metric, of `emosteer.attribution.metrics`, or the `measure` of one of `emosteer.measures`.
+        neurons: how many of the strongest MLP neurons are kept.
 
     Raises:
         EmosteerError: unusable pairs, or fewer than 8 that are aligned under the model's tokenizer.
     """
-    cases = attribution.prepare(model, _items("diagnostics", pairs, DiagnosticPair, datasets.load_diagnostic_pairs))
-    return attribution.attribute(model, cases, steps, direction=direction)
+    cases = attribution.prepare(model, _items("diagnostics", pairs, DiagnosticPair, datasets.load_diagnostic_pairs), measure)
+    return attribution.attribute(model, cases, steps, direction=direction, method=method, neurons=neurons)
 
 
 def build_vector(

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from emosteer.agreement import agreement
 from emosteer.caveats import nrc_options, primary_caveats
 from emosteer.config import StatisticsConfig
+from emosteer.predictions import predictions
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell, Part
 from emosteer.records.store import Store
 from emosteer.records.sweep import DONE, Sweep
@@ -46,12 +48,24 @@ class Tables:
     """A row per (pair, layer, ..., metric): the effect's slope over coefficients."""
     confirmations: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A row per pair, model and baseline: what the best readable cell is worth on prompts that did not choose it."""
+    predictions: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """A row per pair, vector and coefficients: how well attribution predicts at which block steering has an effect."""
     agreement: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A row per pair, baseline and two measures of its emotion: how they correlate over replies."""
     attributions: dict[str, str] = field(default_factory=dict)
     """Attribution id -> pair, of those that are there."""
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Attribution id -> its summary, of the same."""
+
+    @cached_property
+    def replies_of(self) -> dict[str, pd.DataFrame]:
+        """Rows of `replies` by the id of their cell, control or baseline."""
+        return {str(key): rows for key, rows in self.replies.groupby("cell_id", sort=False)} if len(self.replies) else {}
+
+    @property
+    def baselines(self) -> set[str]:
+        """Ids of the baselines whose replies are there."""
+        return set(self.replies.loc[self.replies["is_baseline"], "cell_id"]) if len(self.replies) else set()
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -101,7 +115,8 @@ def build(sweep: Sweep) -> Tables:
     }
     found = {key: sweep.store.attribution_summary(key) or {} for key in attributions}
     trends, confirmations = _trends(scored, metrics, settings), _confirmations(scored, metrics, settings)
-    return Tables(results, replies, trends, confirmations, agreement(scored.values(), settings), attributions, found)
+    predicted, agreed = predictions(scored, found, settings), agreement(scored.values(), settings)
+    return Tables(results, replies, trends, confirmations, predicted, agreed, attributions, found)
 
 
 def _row(

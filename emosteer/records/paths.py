@@ -136,6 +136,10 @@ class SweepPaths:
         return self.root / "confirmations.csv"
 
     @property
+    def predictions_csv(self) -> Path:
+        return self.root / "predictions.csv"
+
+    @property
     def agreement_csv(self) -> Path:
         return self.root / "agreement.csv"
 
@@ -152,8 +156,16 @@ class SweepPaths:
         return self.root / "wandb"
 
     @property
+    def dashboard(self) -> Path:
+        return self.wandb / "dashboard.json"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
+
+    @property
+    def tracking_log(self) -> Path:
+        return self.logs / "tracking.log"
 
     @property
     def failures(self) -> Path:
