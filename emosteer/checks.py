@@ -361,8 +361,12 @@ def _check_parts(vector: VectorConfig) -> None:
 
 @lru_cache(maxsize=16)
 def _are_shipped(scorers: str) -> bool:
-    """Whether all scorers of a configuration, which is given as JSON, are emosteer's own; raises EmosteerError for a wrong one."""
-    return all(scorer.target.startswith(OWN_SCORERS) for scorer in find_scorers(json.loads(scorers)))
+    """Whether all scorers of a configuration, which is given as JSON, are emosteer's own, and measure nothing but `METRICS`.
+
+    What a classifier or judge measures, its options say. Raises EmosteerError for a wrong one.
+    """
+    found = find_scorers(json.loads(scorers))
+    return all(scorer.target.startswith(OWN_SCORERS) and getattr(scorer.function, "pin", None) is None for scorer in found)
 
 
 def _measured(config: Config) -> list[str]:

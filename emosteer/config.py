@@ -29,6 +29,7 @@ READINGS = ("token_mean", "last_token", "assistant_prefix")
 METRICS = (
     *("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise", "positive", "negative"),
     *("sentiment", "first_person", "first_person_singular", "first_person_plural"),
+    *("agreed", "price", "offer"),
     *("negated", "one_word", "words", "repetition", "distinct_1", "distinct_2", "duplication", "kl", "perplexity"),
 )
 """What the shipped scorers measure."""

@@ -60,6 +60,7 @@ def summary(name: str, tables: Tables) -> RenderableType:
             *_against_prompting(tables, best),
             *_against_negative(tables, best),
         ]
+        parts += _by_turn(tables.turns, best)
         if best is not None:
             caveat = "" if _is_significant(best) else ", not significant"
             parts += [_examples(tables, best, f"Best readable cell{caveat}"), Text(RULE, style="dim"), *_caveats(best)]
@@ -245,6 +246,15 @@ def _against_negative(tables: Tables, best: pd.Series[Any] | None) -> list[Rende
     return lines
 
 
+def _by_turn(turns: pd.DataFrame, best: pd.Series[Any] | None) -> list[RenderableType]:
+    """What the best readable cell does to each reply of a dialogue; nothing where replies end the dialogues."""
+    if best is None or not len(turns):
+        return []
+    rows = turns[(turns["cell_id"] == best["cell_id"]) & turns["is_primary"]].to_dict("records")
+    told = [f"{row['turn'] + 1}: {row['delta']:+.1f} [{row['ci_low']:+.1f}, {row['ci_high']:+.1f}]" for row in rows]
+    return [Text(f"{best['primary']} of the best readable cell by turn: {'; '.join(told)}.")] if told else []
+
+
 def _with_interval(row: pd.Series[Any], column: str, of: str) -> str:
     return f"{_value(row, column):+.1f} [{_value(row, f'{of}_ci_low'):+.1f}, {_value(row, f'{of}_ci_high'):+.1f}]"
 
@@ -369,7 +379,7 @@ def _confirmations(confirmations: pd.DataFrame) -> list[RenderableType]:
 
 def _examples(tables: Tables, best: pd.Series[Any], heading: str) -> RenderableType:
     replies = tables.replies
-    keys = ["prompt_id", "sample"]
+    keys = ["prompt_id", "sample", "turn"]
     steered = replies[replies["cell_id"] == best["cell_id"]].set_index(keys)
     baseline = replies[replies["cell_id"] == best["baseline_id"]].set_index(keys)
     table = Table(show_lines=True, title_justify="left", title_style="bold", expand=True)

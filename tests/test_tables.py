@@ -18,6 +18,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
 from emosteer.config import AutoCoefficientConfig
+from emosteer.datasets import Prompt
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, Cell, Part, StrengthSpec, VectorSpec
 from emosteer.records.publish import publish_json
 from emosteer.records.store import Store
@@ -614,6 +615,30 @@ def test_two_prompt_sets_have_their_own_baselines(sweep: Sweep, store: Store) ->
     assert tables.replies.query("is_baseline")["cell_id"].nunique() == 2
     assert [row_of(tables, cell)["n_prompts"] for cell in cells] == [10, 6]
     assert [row_of(tables, cell)["joy_n"] for cell in cells] == [10, 6]
+
+
+def test_turns_have_the_effect_of_each_reply_alone(sweep: Sweep, store: Store) -> None:
+    prompts = [Prompt(f"p{i}", "One", "", ({"role": "user", "content": "One"},), turns=("Two", "Three")) for i in range(9)]
+    cell = made_up_cell(store, prompts=store.keep_texts(prompts))
+    tables = run(sweep, [cell])
+    replies = tables.replies.set_index("cell_id")
+    found = tables.turns[tables.turns["metric"] == "joy"]
+    assert found["turn"].tolist() == [0, 1, 2]
+    for row in found.to_dict("records"):
+        at_turn = replies[replies["turn"] == row["turn"]]
+        steered, unsteered = at_turn.loc[cell.id, "joy"], at_turn.loc[cell.baseline_id, "joy"]
+        assert row["delta"] == pytest.approx(steered.mean() - unsteered.mean())
+        assert row["p"] == pytest.approx(stats.wilcoxon(steered.to_numpy(), unsteered.to_numpy()).pvalue)
+        assert row["n"] == 9
+    # The prompt is the unit, over all of its turns.
+    means = [per_prompt(tables.replies, key, "joy") for key in (cell.id, cell.baseline_id)]
+    assert row_of(tables, cell)["joy_n"] == 9
+    assert row_of(tables, cell)["joy_delta"] == pytest.approx((means[0] - means[1]).mean())
+    assert replies.loc[cell.id, "prompt"].tolist()[:3] == ["One", "said 1", "said 2"]
+
+
+def test_there_is_no_table_of_turns_where_replies_end_the_dialogues(sweep: Sweep, store: Store) -> None:
+    assert run(sweep, [made_up_cell(store)]).turns.empty
 
 
 def attributed(store: Store, cell: Cell, block_scores: list[float]) -> Cell:

@@ -65,9 +65,14 @@ class StorePaths:
         return self.root / "attributions"
 
     @property
+    def answers(self) -> Path:
+        """What slow scorers said of texts."""
+        return self.root / "answers"
+
+    @property
     def kinds(self) -> dict[str, Path]:
         """Where things of each kind lie, one file or directory each (a vector has two)."""
-        names = ("cells", "baselines", "attributions", "vectors", "residual_norms", "strengths", "texts", "claims")
+        names = ("cells", "baselines", "attributions", "vectors", "residual_norms", "strengths", "texts", "answers", "claims")
         return {name: self.root / name for name in names}
 
     def cell(self, cell_id: str, is_baseline: bool = False) -> CellPaths:
@@ -130,6 +135,10 @@ class SweepPaths:
     @property
     def trends_csv(self) -> Path:
         return self.root / "trends.csv"
+
+    @property
+    def turns_csv(self) -> Path:
+        return self.root / "turns.csv"
 
     @property
     def confirmations_csv(self) -> Path:

@@ -132,7 +132,7 @@ def _suffixes(columns: Iterable[str], metric: Any) -> list[str]:
 
 def side_by_side(replies: pd.DataFrame, baseline: pd.DataFrame | None, metrics: list[str]) -> Table:
     """A row per prompt and sample: prompt, baseline's and steered reply, and each metric of both."""
-    on = ["prompt_id", "sample"]
+    on = ["prompt_id", "sample", "turn"]
     steered = replies[[*on, "prompt", "reply", *metrics]].rename(columns={"reply": "steered_reply"})
     other = (replies.iloc[:0] if baseline is None else baseline)[[*on, "reply", *metrics]]
     names = {"reply": "baseline_reply"} | {metric: f"{metric}_baseline" for metric in metrics}
