@@ -17,6 +17,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from emosteer.config import (
     ACROSS_BLOCKS,
+    ATTRIBUTION_METHODS,
+    ATTRIBUTION_METRICS,
     AUTO,
     COSTS,
     DIRECTIONS,
@@ -36,14 +38,19 @@ from emosteer.config import (
     VECTOR_METHODS,
     Config,
     ObjectiveConfig,
+    TrackingConfig,
     VectorConfig,
 )
 from emosteer.errors import EmosteerError
+from emosteer.scoring.nrc import CATEGORIES
 from emosteer.scoring.scorer import find_scorers
 
 NAME = re.compile(r"[^\W.](?:[\w .+=,@-]*[^\W.])?")
 LONGEST_NAME = 200
 """Bytes of a sweep's name: a file system allows 255, and what is written beside it has longer names."""
+
+LONGEST_PROJECT, LONGEST_TAG, NOT_IN_PROJECTS = 128, 64, "/\\#?%:"
+"""Limits of Weights & Biases."""
 
 MOST, MOST_CONTROLS = 10_000_000, 1_000
 """No count is meant to be larger; each control is a cell to be planned and run."""
@@ -177,13 +184,16 @@ def check_values(config: Config) -> None:
         ("tracking.name", config.tracking.name, TRACKERS),
         ("tracking.mode", config.tracking.mode, TRACKING_MODES),
         ("attribution.direction", config.attribution.direction, DIRECTIONS),
-        ("attribution.method", config.attribution.method, ("attribution_patching", "none")),
+        ("attribution.metric", config.attribution.metric, ATTRIBUTION_METRICS),
+        ("attribution.method", config.attribution.method, ATTRIBUTION_METHODS),
     ):
         if value not in valid:
             raise EmosteerError(f"{key}={value}: choose one of {', '.join(valid)}")
     _check_coefficient(config)
+    _check_attribution(config)
     _check_decay(config)
     _check_instruction(config)
+    _check_tracking(config.tracking)
     for key, number, least in (
         ("generation.max_new_tokens", config.generation.max_new_tokens, 1),
         ("generation.min_new_tokens", config.generation.min_new_tokens, 0),
@@ -192,6 +202,7 @@ def check_values(config: Config) -> None:
         ("controls.shuffled", config.controls.shuffled, 0),
         ("attribution.blocks", config.attribution.blocks, 1),
         ("attribution.check", config.attribution.check, 0),
+        ("attribution.neurons", config.attribution.neurons, 0),
         ("attribution.steps", config.attribution.steps, 1),
         ("statistics.n_resamples", config.statistics.n_resamples, 1),
         ("worker.cells_per_claim", config.worker.cells_per_claim, 1),
@@ -202,7 +213,7 @@ def check_values(config: Config) -> None:
         ("vector.components", config.vector.components, 1),
     ):
         if number is not None:
-            check_count(key, number, least, MOST_CONTROLS if key.startswith("controls.") else MOST)
+            check_count(key, number, least, MOST_CONTROLS if key.startswith(("controls.", "attribution.neurons")) else MOST)
     if config.engine.path not in (None, *ENGINE_PATHS):
         raise EmosteerError(f"engine.path={config.engine.path}: choose one of {', '.join(ENGINE_PATHS)}, or null for the fastest")
     _check_generation(config)
@@ -249,6 +260,21 @@ def _check_auto(config: Config) -> None:
         raise EmosteerError("coefficient=auto finds how much to add: give a number with intervention=set")
 
 
+def _check_attribution(config: Config) -> None:
+    metric, pair = config.attribution.metric, config.pair
+    if metric == "kl" and config.attribution.direction == "noising":
+        raise EmosteerError(
+            "attribution.metric=kl asks how near a run comes to the clean one: choose attribution.direction=denoising"
+        )
+    needed = {"nrc_words": {"target": pair.target, "counterpart": pair.counterpart}, "nrc_score": {"primary": pair.primary}}
+    for key, emotion in needed.get(metric, {}).items():
+        if emotion not in CATEGORIES:
+            raise EmosteerError(
+                f"pair.{key}={emotion}: attribution.metric={metric} needs words of it, and the NRC lexicon has "
+                f"{', '.join(CATEGORIES)}; choose another metric or pair"
+            )
+
+
 def _check_decay(config: Config) -> None:
     if not 0 <= config.decay <= 1:
         raise EmosteerError(f"decay={config.decay}: give a number from 0 (the first token only) to 1 (the same strength throughout)")
@@ -259,6 +285,16 @@ def _check_decay(config: Config) -> None:
 def _check_instruction(config: Config) -> None:
     if config.controls.prompting and not config.controls.instruction.strip():
         raise EmosteerError("controls.instruction is empty: say what the model shall feel, or set controls.prompting=false")
+
+
+def _check_tracking(tracking: TrackingConfig) -> None:
+    """W&B refuses such names, too late to be of use."""
+    for key, name in (("project", tracking.project), ("entity", tracking.entity)):
+        if name is not None and (not name.strip() or len(name) > LONGEST_PROJECT or set(name) & set(NOT_IN_PROJECTS)):
+            raise EmosteerError(f"tracking.{key}={name}: at most {LONGEST_PROJECT} characters, none of {' '.join(NOT_IN_PROJECTS)}")
+    for tag in tracking.tags:
+        if not 1 <= len(tag) <= LONGEST_TAG:
+            raise EmosteerError(f"tracking.tags={tag[:LONGEST_TAG]}: a tag has 1 to {LONGEST_TAG} characters")
 
 
 def check_count(key: str, number: int, least: int = 1, most: int = MOST) -> None:
@@ -325,8 +361,12 @@ def _check_parts(vector: VectorConfig) -> None:
 
 @lru_cache(maxsize=16)
 def _are_shipped(scorers: str) -> bool:
-    """Whether all scorers of a configuration, which is given as JSON, are emosteer's own; raises EmosteerError for a wrong one."""
-    return all(scorer.target.startswith(OWN_SCORERS) for scorer in find_scorers(json.loads(scorers)))
+    """Whether all scorers of a configuration, which is given as JSON, are emosteer's own, and measure nothing but `METRICS`.
+
+    What a classifier or judge measures, its options say. Raises EmosteerError for a wrong one.
+    """
+    found = find_scorers(json.loads(scorers))
+    return all(scorer.target.startswith(OWN_SCORERS) and getattr(scorer.function, "pin", None) is None for scorer in found)
 
 
 def _measured(config: Config) -> list[str]:

@@ -234,7 +234,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Watched:
     command = [
         *(sys.executable, "-m", "emosteer.main", "-m", "layer=1", "coefficient=0.1", "model=custom", f"model.path={base / 'model'}"),
         *("model.device=cpu", "attribution=none", "prompts.limit=6", "generation.max_new_tokens=4", "statistics.n_resamples=99"),
-        *("engine.threads=1", "tracking=wandb", "tracking.mode=offline", "name=tiny"),
+        *("engine.threads=1", "tracking=wandb", "tracking.mode=offline", "tracking.wait=true", "name=tiny"),
     ]
     process = subprocess.Popen(
         command,

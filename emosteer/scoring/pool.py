@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from emosteer.errors import Damaged
@@ -75,7 +75,7 @@ def _pooled(scorer: Scorer, cells: Sequence[CellReplies]) -> list[Scores]:
     place = {row: number for number, row in enumerate(dict.fromkeys(row for own in rows for row in own))}
 
     def tokens() -> Context:
-        return Context(contexts[0].engine, [row.prompt for row in place], [row.tokens for row in place])
+        return replace(contexts[0], prompts=[row.prompt for row in place], replies=[row.tokens for row in place])
 
     def origins() -> list[Origin]:
         return [row.origin for row in place if row.origin is not None]

@@ -17,6 +17,7 @@ import emosteer
 from emosteer.errors import EmosteerError
 from emosteer.sweep_cli import workers
 from emosteer.sweep_cli.cancel import cancel
+from emosteer.sweep_cli.dashboard import dashboard
 from emosteer.sweep_cli.gc import gc
 from emosteer.sweep_cli.logs import logs
 from emosteer.sweep_cli.ls import ls
@@ -24,6 +25,7 @@ from emosteer.sweep_cli.power import power
 from emosteer.sweep_cli.report import report
 from emosteer.sweep_cli.retry import retry
 from emosteer.sweep_cli.status import status
+from emosteer.sweep_cli.sync import sync
 from emosteer.sweep_cli.watch import watch
 
 CANNOT = 2
@@ -84,6 +86,9 @@ def about(
       emosteer-sweep watch default    the same while it runs
       emosteer-sweep logs default ID  what was written about a cell
       emosteer-sweep report default   tables, figures and summary again
+      emosteer-sweep sync default     its runs to Weights & Biases
+      emosteer-sweep dashboard default
+                                      a view and a report of them there
       emosteer-sweep power default --effect 1
                                       how many prompts an effect needs
       emosteer-sweep retry default    run again what failed
@@ -105,7 +110,7 @@ def about(
         typer.echo(ctx.get_help())
 
 
-for command in (ls, status, watch, logs, report, power, retry, cancel, gc):
+for command in (ls, status, watch, logs, report, sync, dashboard, power, retry, cancel, gc):
     app.command()(command)
 app.add_typer(workers.app, name="workers")
 

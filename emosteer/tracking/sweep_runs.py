@@ -7,109 +7,74 @@ every cell that joins the sweep: it stands in the summary run.
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, fields
-from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
-from emosteer.config import GenerationConfig
-from emosteer.records.cell import CELL, Cell
-from emosteer.records.publish import read_json
+from emosteer.records.cell import ATTRIBUTION, BASELINE, Cell
 from emosteer.records.sweep import DONE, FAILED, PENDING, Sweep
+from emosteer.scored import prompt_means
+from emosteer.scoring.nrc import emotion_words
 from emosteer.tables import Tables
-from emosteer.tracking.run import Destination, Picture, Run, Scalar, Table, cut, plain, typed
+from emosteer.tracking.axes import AXES, baseline_config, cell_config, shared_config
+from emosteer.tracking.origins import Origins, attribution_scores
+from emosteer.tracking.run import Artifact, Destination, Picture, Run, Scalar, Table, cut, named, picture, plain, table
 
 SUMMARY = "summary"
 PRIMARY = "primary"
 Q = "_q"
+OF_A_FAMILY = (Q, "_holm")
+"""Ends of columns that change with every cell that joins the sweep."""
 SIGNIFICANT = 0.05
 
-AXES: dict[str, type] = {
-    "sweep": str,
-    "cell_id": str,
-    "model": str,
-    "dtype": str,
-    "pair": str,
-    "target": str,
-    "primary": str,
-    "vector_id": str,
-    "vector_method": str,
-    "vector_reading": str,
-    "vector_source": str,
-    "vector_plus": str,
-    "vector_without": str,
-    "site": str,
-    "layer": int,
-    "layers": str,
-    "layer_request": str,
-    "coefficient": float,
-    "coefficient_request": str,
-    "auto_metric": str,
-    "auto_target": float,
-    "coefficient_unit": str,
-    "coefficient_raw": float,
-    "coefficient_fraction": float,
-    "across_blocks": str,
-    "scope": str,
-    "intervention": str,
-    "decay": float,
-    "seed": int,
-    "prompts": str,
-    "n_prompts": int,
-    "n_samples": int,
-    "baseline_id": str,
-    "control_key": str,
-}
-"""Columns of `results` that say what a cell is."""
 FACTS = ("status", "n_tokens", "n_controls", "seconds", "attempt", "perplexity_ratio", "auto_cost", "auto_status")
 """Columns of `results` that say how it went, besides its metrics."""
-CONFIG_KEYS = (*AXES, "kind", "model_fingerprint", *(f"generation_{f.name}" for f in fields(GenerationConfig)))
+REPLY_COLUMNS = ("cell_id", "prompt_id", "sample", "prompt", "reply", "is_baseline", "n_tokens")
+"""Columns of `replies` that are no metrics."""
 GRID_EFFECTS = ("delta", "ci_low", "ci_high", "p", "q", "beyond_random", "beyond_random_p", "beyond_random_q")
 
 
 def sweep_runs(sweep: Sweep, tables: Tables, to: Destination) -> Iterator[Run]:
-    """The runs of all cells and controls that are settled, then the sweep's summary."""
+    """The runs of what cells come from, of all cells and controls that are settled, then the sweep's summary."""
     if tables.results.empty:
         return
-    metrics = metric_names(tables.results)
     cells = {task.cell.id: task.cell for task in sweep.tasks()}
-    replies = dict(list(tables.replies.groupby("cell_id", sort=False))) if len(tables.replies) else {}
+    origins = Origins(sweep, to)
+    for key, cell in cells.items():
+        if cell.kind == ATTRIBUTION and (run := origins.attribution_run(cell)):
+            yield run
+        if cell.kind == BASELINE and key in tables.baselines:
+            yield baseline_run(cell, tables, to)
+    for cell in {cell.vector_id: cell for cell in cells.values() if cell.vector}.values():
+        if run := origins.vector_run(cell):
+            yield run
+    metrics = metric_names(tables.results)
     configs = []
     for _, row in tables.results.iterrows():
-        config = cell_config(row, cells[row["cell_id"]])
-        configs.append(config)
+        cell = cells[row["cell_id"]]
+        configs.append(cell_config(row, cell))
         if row["status"] != PENDING:
-            yield cell_run(row, config, replies.get(row["cell_id"]), replies.get(row["baseline_id"]), metrics, to)
+            yield cell_run(row, configs[-1], tables, metrics, origins.of(cell), to)
     yield summary_run(sweep, tables, configs, metrics, to)
 
 
 def metric_names(results: pd.DataFrame) -> list[str]:
-    """The metrics that a results table has columns of, without other readings of the primary one."""
-    columns = [str(column) for column in results if not str(column).startswith("primary_")]
-    return [column.removesuffix("_delta") for column in columns if column.endswith("_delta")]
-
-
-def cell_config(row: pd.Series[Any], cell: Cell) -> dict[str, Scalar]:
-    """What a cell is: flat, typed, and with the same keys for every cell and control; None where an axis does not apply."""
-    config: dict[str, Scalar] = {key: typed(row[key], kind) for key, kind in AXES.items()}
-    # Dots in keys would read as nesting in W&B's filters.
-    config |= {f"generation_{key}": value for key, value in asdict(cell.generation).items()}
-    return config | {"kind": cell.kind, "model_fingerprint": cell.model.fingerprint}
+    """The metrics that a results table has columns of."""
+    found = [str(column).removesuffix("_delta") for column in results if str(column).endswith("_delta")]
+    return [name for name in found if not name.startswith(f"{PRIMARY}_")]
 
 
 def cell_run(
-    row: pd.Series[Any],
-    config: dict[str, Scalar],
-    replies: pd.DataFrame | None,
-    baseline: pd.DataFrame | None,
-    metrics: list[str],
-    to: Destination,
+    row: pd.Series[Any], config: dict[str, Scalar], tables: Tables, metrics: list[str], uses: list[Artifact], to: Destination
 ) -> Run:
     """The run of one cell or control; one that failed ends as failed in W&B too."""
-    tables, _, told = cut({"replies": side_by_side(replies, baseline, metrics)} if replies is not None else {}, {})
+    replies = tables.replies_of.get(row["cell_id"])
+    shown = {} if replies is None else {"replies": side_by_side(replies, tables.replies_of.get(row["baseline_id"]), metrics)}
+    limited, _, told = cut(shown, {})
+    summary, renamed = named(effects(row, metrics))
     failed = row["status"] == FAILED
     return Run(
         key=row["cell_id"],
@@ -117,17 +82,40 @@ def cell_run(
         job_type=str(config["kind"]),
         to=to,
         config=config,
-        summary=effects(row, metrics),
-        tables=tables,
-        notes="\n".join([*([f"Failed: {row['error']}"] if failed else []), *told]),
+        summary=summary,
+        tables=limited,
+        uses=uses,
+        notes="\n".join([*([f"Failed: {row['error']}"] if failed else []), *told, *renamed]),
         exit_code=1 if failed else 0,
+    )
+
+
+def baseline_run(cell: Cell, tables: Tables, to: Destination) -> Run:
+    """The run of the unsteered replies: what they are, and each metric's mean over prompts, as cells are compared with it."""
+    replies = tables.replies_of[cell.id]
+    metrics = [column for column in replies.columns if column not in REPLY_COLUMNS]
+    prompts = replies["prompt_id"].tolist()
+    by_prompt = {m: [v for v in prompt_means(prompts, replies[m].tolist()).values() if not math.isnan(v)] for m in metrics}
+    means, renamed = named({f"{metric}_baseline": fmean(values) for metric, values in by_prompt.items() if values})
+    shown = replies[["prompt_id", "sample", "prompt", "reply"]].assign(emotion_words=replies["reply"].map(emotions_in))
+    limited, _, told = cut({"replies": table(shown.join(replies[metrics]))}, {})
+    return Run(
+        key=cell.id,
+        name=cell.id,
+        job_type=BASELINE,
+        to=to,
+        config=baseline_config(cell, to.group, len(by_prompt[metrics[0]]) if metrics else len(set(prompts))),
+        summary={**means, "n_tokens": int(replies["n_tokens"].sum()), "status": DONE},
+        tables=limited,
+        notes="\n".join([*told, *renamed]),
     )
 
 
 def effects(row: pd.Series[Any], metrics: Iterable[str]) -> dict[str, Scalar]:
     """A cell's metrics by column name, its primary metric's once more as `primary_*`, and how the cell went; no q."""
     columns = metric_columns(row.index, metrics)
-    values = {column: plain(row[column]) for column in (*FACTS, *columns) if column in row.index}
+    own = [c for c in map(str, row.index) if c.startswith(f"{PRIMARY}_") and not c.endswith(OF_A_FAMILY)]
+    values = {column: plain(row[column]) for column in (*FACTS, *own, *columns) if column in row.index}
     values |= {f"{PRIMARY}_{suffix}": plain(row[f"{row[PRIMARY]}_{suffix}"]) for suffix in _suffixes(columns, row[PRIMARY])}
     return {column: value for column, value in values.items() if value is not None}
 
@@ -144,33 +132,51 @@ def _suffixes(columns: Iterable[str], metric: Any) -> list[str]:
 
 def side_by_side(replies: pd.DataFrame, baseline: pd.DataFrame | None, metrics: list[str]) -> Table:
     """A row per prompt and sample: prompt, baseline's and steered reply, and each metric of both."""
-    on = ["prompt_id", "sample"]
+    on = ["prompt_id", "sample", "turn"]
     steered = replies[[*on, "prompt", "reply", *metrics]].rename(columns={"reply": "steered_reply"})
     other = (replies.iloc[:0] if baseline is None else baseline)[[*on, "reply", *metrics]]
     names = {"reply": "baseline_reply"} | {metric: f"{metric}_baseline" for metric in metrics}
     merged = steered.merge(other.rename(columns=names), on=on, how="left")
     scores = [name for metric in metrics for name in (metric, f"{metric}_baseline")]
-    return table(merged[[*on, "prompt", "baseline_reply", "steered_reply", *scores]])
+    for side in ("baseline", "steered"):
+        merged[f"{side}_emotion_words"] = merged[f"{side}_reply"].map(emotions_in)
+    both = [f"{side}_{what}" for what in ("reply", "emotion_words") for side in ("baseline", "steered")]
+    return table(merged[[*on, "prompt", *both, *scores]])
 
 
-def table(frame: pd.DataFrame) -> Table:
-    """A frame as plain data."""
-    columns = [[plain(value) for value in frame[column].tolist()] for column in frame]
-    return Table([str(column) for column in frame], [list(row) for row in zip(*columns, strict=True)])
+def emotions_in(reply: Any) -> str | None:
+    """The words of a reply that the NRC lexicon knows, in order, each with its categories; None where there is no reply."""
+    if not isinstance(reply, str):
+        return None
+    return ", ".join(f"{word} ({' '.join(categories)})" for word, categories in emotion_words(reply))
+
+
+def dose_response(cells: pd.DataFrame) -> Table:
+    """The points of the dose-response curves: a row per cell with a primary effect, curve by curve, along the coefficient."""
+    rows = _grid(cells, [])
+    if "primary_delta" not in rows:
+        return Table([], [])
+    curve = [name for name in ("model", "pair", "target", "site", "scope", "layers", "coefficient") if name in rows]
+    points = [f"{PRIMARY}_{effect}" for effect in ("delta", "ci_low", "ci_high", "q")]
+    extra = [name for name in (*points, "perplexity_ratio") if name in rows]
+    return table(rows[rows["primary_delta"].notna()][[*curve, *extra]].sort_values(curve))
 
 
 def summary_run(sweep: Sweep, tables: Tables, configs: list[dict[str, Scalar]], metrics: list[str], to: Destination) -> Run:
-    """The sweep as a whole: the grid with q, controls, trends, confirmations, figures, and what attribution found."""
+    """The sweep as a whole: the grid with q, controls, trends, confirmations, predictions, figures, and what attribution found."""
     grid = _grid(tables.cells, metrics)
     shown = {"grid": table(grid), "controls": table(_grid(tables.controls, metrics))}
+    shown["dose_response"] = dose_response(tables.cells)
     if len(tables.trends):
         shown["trends"] = table(tables.trends)
     if len(tables.confirmations):
         shown["confirmations"] = table(tables.confirmations)
+    if len(tables.predictions):
+        shown["predictions"] = table(tables.predictions)
     if len(tables.agreement):
         shown["agreement"] = table(tables.agreement)
     if tables.attributions:
-        shown["attribution_scores"] = attribution_scores(sweep, tables.attributions)
+        shown["attribution_scores"] = attribution_scores(sweep.store, tables.attributions)
     limited, pictures, told = cut({name: t for name, t in shown.items() if t.rows}, figures(sweep, tables))
     states = tables.results["status"].value_counts()
     counts: dict[str, Scalar] = {f"n_{state}": int(states.get(state, 0)) for state in (DONE, FAILED, PENDING)}
@@ -187,13 +193,6 @@ def summary_run(sweep: Sweep, tables: Tables, configs: list[dict[str, Scalar]], 
         images=pictures,
         notes="\n".join(told),
     )
-
-
-def shared_config(configs: list[dict[str, Scalar]]) -> dict[str, Scalar]:
-    """Every axis, with its value where all cells share one, else None; controls have no pair, and do not count."""
-    cells = [config for config in configs if config["kind"] == CELL] or configs
-    values = {key: {config[key] for config in cells} for key in CONFIG_KEYS}
-    return {key: found.pop() if len(found) == 1 else None for key, found in values.items()}
 
 
 def _commands(sweep: Sweep) -> str:
@@ -223,41 +222,5 @@ def figures(sweep: Sweep, tables: Tables) -> dict[str, list[Picture]]:
             (sweep.store.paths.attribution_heatmap(key), f"{pair} ({key})") for key, pair in sorted(tables.attributions.items())
         ],
     }
-    pictures = {name: [_picture(path, caption) for path, caption in files if path.exists()] for name, files in drawn.items()}
+    pictures = {name: [picture(path, caption) for path, caption in files if path.exists()] for name, files in drawn.items()}
     return {name: found for name, found in pictures.items() if found}
-
-
-def _picture(path: Path, caption: str) -> Picture:
-    return Picture(str(path.resolve()), caption, hashlib.sha256(path.read_bytes()).hexdigest())
-
-
-def attribution_scores(sweep: Sweep, attributions: dict[str, str]) -> Table:
-    """A row per pair, model and block: mean scores [nats] at the last prompt position, summed over all positions, and the rank."""
-    # Reading scores takes torch, which a finaliser of tables alone does without.
-    from emosteer.resources import read_attribution
-
-    columns = [
-        "attribution_id",
-        "pair",
-        "model",
-        "block",
-        "attention",
-        "mlp",
-        "residual",
-        "attention_all",
-        "mlp_all",
-        "block_score",
-        "rank",
-    ]
-    rows: list[list[Scalar]] = []
-    for key, pair in sorted(attributions.items()):
-        found = read_attribution(sweep.store, key)
-        if found is None:
-            continue
-        model = (read_json(sweep.store.paths.attribution_summary(key)) or {}).get("model")
-        last = [found.last[site].mean(0).tolist() for site in ("attention", "mlp", "residual")]
-        everywhere = [found.everywhere[site].mean(0).tolist() for site in ("attention", "mlp")]
-        ranks = {block: rank for rank, block in enumerate(found.ranking(), start=1)}
-        scores = zip(*last, *everywhere, found.block_scores().tolist(), strict=True)
-        rows += [[key, pair, model, block, *map(plain, values), ranks[block]] for block, values in enumerate(scores)]
-    return Table(columns, rows)

@@ -51,16 +51,20 @@ def resolve(key: str, value: str | None, environ: Mapping[str, str] = os.environ
     return value or environ.get(f"WANDB_{key.upper()}") or _settings(environ).get(key)
 
 
+def server(environ: Mapping[str, str] = os.environ) -> str:
+    """The address of the server in use."""
+    return environ.get("WANDB_BASE_URL") or _settings(environ).get("base_url") or DEFAULT_SERVER
+
+
 def is_logged_in(environ: Mapping[str, str] = os.environ) -> bool:
     """Whether a key is configured for the server in use, in the environment or in netrc."""
     if any(environ.get(key) for key in KEYS):
         return True
-    server = environ.get("WANDB_BASE_URL") or _settings(environ).get("base_url") or DEFAULT_SERVER
     home = Path(environ.get("HOME") or Path.home())
     candidates = [Path(environ["NETRC"]).expanduser()] if environ.get("NETRC") else [home / ".netrc", home / "_netrc"]
     for path in candidates:
         try:
-            found = netrc.netrc(path).authenticators(urlsplit(server).netloc)
+            found = netrc.netrc(path).authenticators(urlsplit(server(environ)).netloc)
         except (OSError, netrc.NetrcParseError):
             continue
         if found and found[2]:

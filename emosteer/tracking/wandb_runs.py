@@ -8,15 +8,15 @@ once, whole, and written anew when its content changes.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,10 @@ from emosteer.records.publish import TEMPORARY
 from emosteer.records.sweep import Sweep
 from emosteer.tables import Tables
 from emosteer.tracking.child import run_child
-from emosteer.tracking.run import Destination, Run
+from emosteer.tracking.run import Destination, Run, Synced, is_installed
 from emosteer.tracking.sweep_runs import sweep_runs
-from emosteer.tracking.wandb_directory import CONTENT, PREFIX, RunDirectory, run_directories, tidy
+from emosteer.tracking.wandb_directory import CONTENT, RunDirectory, run_directories, tidy
+from emosteer.tracking.wandb_failure import diagnosis
 from emosteer.tracking.wandb_login import (
     AUTO,
     DISABLED,
@@ -37,6 +38,7 @@ from emosteer.tracking.wandb_login import (
     is_logged_in,
     resolve,
     resolve_mode,
+    server,
     upload_environment,
     writer_environment,
 )
@@ -44,13 +46,17 @@ from emosteer.tracking.wandb_login import (
 log = logging.getLogger(__name__)
 
 PROJECT = "emosteer"
+MISSING = 'wandb is missing: pip install "emosteer[wandb]"'
 UPLOAD_PATIENCE = 60.0
 """Seconds without an uploaded run after which the upload is given up, where the settings do not say it."""
 WRITE_PATIENCE = 120.0
 """Seconds without a written run: importing wandb alone takes many on a busy file server."""
 RUN_SECONDS = 0.08
 """To write a run (measured), for the message."""
-LEASE = "writing"
+WRITING, UPLOADING = "writing", "uploading"
+"""What only one process does at a time."""
+MOST_ARGUMENTS = 500
+"""Runs for one `wandb sync`."""
 LEASE_SECONDS = 60.0
 POLL_SECONDS = 0.5
 WAIT_SECONDS = 600.0
@@ -66,26 +72,58 @@ def log_to_wandb(sweep: Sweep, tables: Tables) -> None:
     mode = resolve_mode(settings.get("mode", AUTO))
     if mode == DISABLED:
         return
-    if not _is_installed():
-        log.warning('W&B runs are not written, wandb is missing: pip install "emosteer[wandb]", or switch it off with tracking=none')
-        return
-    directories = write_runs(sweep.paths.wandb, sweep_runs(sweep, tables, _destination(sweep, settings)))
-    waiting = [directory for directory in directories if not directory.is_uploaded]
-    if not waiting:
+    if not is_installed("wandb"):
+        log.warning("W&B runs are not written: %s; or switch it off with tracking=none", MISSING)
         return
     root = sweep.paths.wandb
+    waiting = [one for one in write_runs(root, sweep_runs(sweep, tables, destination(sweep))) if not one.is_uploaded]
+    if not waiting:
+        return
+    by_hand = f"emosteer-sweep sync {shlex.quote(str(sweep.paths.root))}"
     if mode == OFFLINE or not is_logged_in():
         login = "" if mode == OFFLINE else "wandb login; "
         level = logging.WARNING if mode == ONLINE else logging.INFO
-        log.log(level, "W&B: %d runs are not uploaded; to do it: %s%s", len(waiting), login, by_hand(root))
+        log.log(level, "W&B: %d runs are not uploaded; to do it: %s%s", len(waiting), login, by_hand)
         return
-    upload(root, waiting, float(settings.get("upload_patience", UPLOAD_PATIENCE)))
+    log.info("W&B: uploading %d runs", len(waiting))
+    if why := upload(root, waiting, float(settings.get("upload_patience", UPLOAD_PATIENCE))):
+        left = sum(not one.is_uploaded for one in waiting)
+        log.warning("W&B: %d of %d runs are not uploaded (%s). They are safe; to try again: %s", left, len(waiting), why, by_hand)
+
+
+def sync_to_wandb(sweep: Sweep, tables: Tables, project: str | None = None, entity: str | None = None, at_a_time: int = 8) -> Synced:
+    """Write what is missing, and upload what is not uploaded yet, because somebody asks for it, whatever `tracking.mode` says.
+
+    Args:
+        sweep: whose runs.
+        tables: made from its records.
+        project: another one than the sweep's.
+        entity: likewise.
+        at_a_time: so many runs.
+
+    Raises:
+        EmosteerError: wandb is missing or disabled, there is no key, or runs cannot be written.
+    """
+    settings = sweep.settings()["tracking"]
+    if not is_installed("wandb"):
+        raise EmosteerError(MISSING)
+    if resolve_mode(AUTO) == DISABLED:
+        raise EmosteerError("wandb is disabled, by WANDB_MODE or `wandb disabled`: nothing is uploaded")
+    if not is_logged_in():
+        raise EmosteerError(f"no key for {server()}: `wandb login`, or set WANDB_API_KEY")
+    to = destination(sweep, {key: value for key, value in (("project", project), ("entity", entity)) if value})
+    directories = write_runs(sweep.paths.wandb, sweep_runs(sweep, tables, to))
+    waiting = [one for one in directories if not one.is_uploaded]
+    patience = float(settings.get("upload_patience", UPLOAD_PATIENCE))
+    why = upload(sweep.paths.wandb, waiting, patience, at_a_time) if waiting else ""
+    left = sum(not one.is_uploaded for one in waiting)
+    return Synced(len(directories), len(waiting) - left, left, why if left else "", to.project, to.entity)
 
 
 def write_runs(root: Path, runs: Iterable[Run]) -> list[RunDirectory]:
     """Write the runs that are not there as they should be; the directories of all, exactly one for each."""
     root.mkdir(parents=True, exist_ok=True)
-    with _alone(root):
+    with _alone(root, WRITING):
         there = {(directory.id, directory.content()) for directory in run_directories(root)}
         with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=root) as draft:
             wanted, missing = _describe(runs, there, Path(draft) / "runs.jsonl")
@@ -96,28 +134,32 @@ def write_runs(root: Path, runs: Iterable[Run]) -> list[RunDirectory]:
     return [kept[key] for key in wanted]
 
 
-def upload(root: Path, directories: Sequence[RunDirectory], patience: float) -> None:
-    """Upload runs with `wandb sync`; whatever goes wrong is a warning with the command to run by hand.
+def upload(root: Path, directories: Sequence[RunDirectory], patience: float, at_a_time: int = 8) -> str:
+    """Upload runs with `wandb sync`; why some are left, or nothing.
+
+    Of two processes that would upload the same runs, one waits, and finds them uploaded. Ended at any moment, it goes on next time
+    with the runs that are left: each is marked when the server has it.
 
     Args:
         root: the `wandb` directory.
         directories: the runs, below it.
         patience: seconds without an uploaded run after which it is given up.
+        at_a_time: so many runs.
     """
-    log.info("W&B: uploading %d runs", len(directories))
-    command = [sys.executable, "-P", "-m", "wandb", "sync", *(f"{root.name}/{d.path.name}" for d in directories)]
-    ending = run_child(command, upload_environment(), root.parent, lambda: sum(d.is_uploaded for d in directories), patience)
-    left = sum(not directory.is_uploaded for directory in directories)
-    if left:
-        why = f"no progress for {patience:g} s" if ending.code is None else ending.last_line
-        log.warning(
-            "W&B: %d of %d runs are not uploaded (%s). They are safe; to try again: %s", left, len(directories), why, by_hand(root)
-        )
+    with _alone(root, UPLOADING):
+        left = [directory for directory in directories if not directory.is_uploaded]
+        for start in range(0, len(left), MOST_ARGUMENTS):
+            batch = left[start : start + MOST_ARGUMENTS]
+            names = [f"{root.name}/{directory.path.name}" for directory in batch]
+            command = [sys.executable, "-P", "-m", "wandb", "sync", "-n", str(at_a_time), *names]
+            ending = run_child(command, upload_environment(), root.parent, partial(_n_uploaded, batch), patience)
+            if _n_uploaded(batch) < len(batch):
+                return diagnosis(ending, patience)
+    return ""
 
 
-def by_hand(root: Path) -> str:
-    """The command that uploads what is left."""
-    return f"wandb sync {shlex.quote(str(root))}/{PREFIX}*"
+def _n_uploaded(directories: Sequence[RunDirectory]) -> int:
+    return sum(directory.is_uploaded for directory in directories)
 
 
 def _describe(runs: Iterable[Run], there: set[tuple[str, str | None]], path: Path) -> tuple[dict[str, str], int]:
@@ -146,20 +188,21 @@ def _write(root: Path, path: Path) -> None:
         CONTENT,
     ]
     environment = writer_environment(path.parent.resolve())
-    ending = run_child(command, environment, path.parent, lambda: sum(1 for _ in root.iterdir()), WRITE_PATIENCE)
+    # From the sweep's directory, where `upload` runs too: the paths of artifacts' files start there.
+    ending = run_child(command, environment, root.parent, lambda: sum(1 for _ in root.iterdir()), WRITE_PATIENCE)
     if ending.code != 0:
         why = f"no progress for {WRITE_PATIENCE:g} s" if ending.code is None else ending.last_line
         raise EmosteerError(f"W&B runs could not be written: {why}")
 
 
 @contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """Hold the lease on a sweep's `wandb` directory; raises EmosteerError where another process does not let go of it."""
+def _alone(root: Path, work: str) -> Iterator[None]:
+    """Hold a lease on a sweep's `wandb` directory; raises EmosteerError where another process does not let go of it."""
     claims = Claims(root, LEASE_SECONDS)
     until = time.monotonic() + WAIT_SECONDS
-    while (lease := claims.take(LEASE)) is None:
+    while (lease := claims.take(work)) is None:
         if time.monotonic() > until:
-            raise EmosteerError(f"W&B runs are not written: another process is still at it ({root / LEASE})")
+            raise EmosteerError(f"another process is still {work} this sweep's W&B runs ({root / work})")
         time.sleep(POLL_SECONDS)
     try:
         with claims.heartbeat():
@@ -168,12 +211,8 @@ def _alone(root: Path) -> Iterator[None]:
         claims.release(lease)
 
 
-def _destination(sweep: Sweep, settings: dict[str, Any]) -> Destination:
+def destination(sweep: Sweep, instead: Mapping[str, str] | None = None) -> Destination:
+    """Where a sweep's runs go, by its newest command, or by the keys that are given instead."""
+    settings: dict[str, Any] = {**sweep.settings()["tracking"], **(instead or {})}
     project = resolve("project", settings.get("project")) or PROJECT
     return Destination(project, resolve("entity", settings.get("entity")), group=sweep.name, tags=list(settings.get("tags", [])))
-
-
-def _is_installed() -> bool:
-    """A folder `wandb` in the current directory, as wandb itself makes them, is no installation."""
-    spec = importlib.util.find_spec("wandb")
-    return spec is not None and spec.origin is not None

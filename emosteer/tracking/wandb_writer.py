@@ -10,6 +10,7 @@ stands in the target is complete by construction.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 import wandb
 from PIL import Image
 
+STEP = "coefficient"
+"""The axis over which cells' metrics are curves."""
 SETTINGS = {
     "silent": True,
     "console": "off",
@@ -56,6 +59,8 @@ def write(run: dict[str, Any], drafts: Path) -> Path:
     )
     directory = Path(tracked.dir).parent
     logged = dict(run["summary"])
+    if isinstance(dose := run["config"].get(STEP), float | int):
+        logged[STEP] = dose
     for key, table in run["tables"].items():
         logged[key] = wandb.Table(columns=table["columns"], data=table["rows"], allow_mixed_types=True)
         # Bound first, a table is logged as a file of the run alone. Otherwise wandb also makes an artifact of it, whose file lies
@@ -63,9 +68,38 @@ def write(run: dict[str, Any], drafts: Path) -> Path:
         logged[key].bind_to_run(tracked, key, 0)
     for key, images in run["images"].items():
         logged[key] = [wandb.Image(picture, caption=caption) for picture, caption in on_one_canvas(images)]
+    for artifact in run["uses"]:
+        use(tracked, artifact)
+    for artifact in run["makes"]:
+        tracked.log_artifact(packed(artifact))
+    if STEP in logged:
+        # Runs that are grouped by layer make a dose-response curve over it. In the config it stands too, so not in the summary.
+        tracked.define_metric(STEP, hidden=True, summary="none")
+        tracked.define_metric("*", step_metric=STEP, step_sync=True)
     tracked.log(logged)
     tracked.finish(exit_code=run["exit_code"])
     return directory
+
+
+def packed(described: dict[str, Any]) -> wandb.Artifact:
+    """An artifact whose files stay where they are, under paths from the sweep's directory, in which runs are uploaded too.
+
+    Neither copied to wandb's folders in the user's home nor kept there once uploaded: the store has them.
+    """
+    facts = {"description": described["description"], "metadata": described["facts"]}
+    artifact = wandb.Artifact(described["name"], described["type"], **facts)
+    for file in described["files"]:
+        artifact.add_file(os.path.relpath(file["path"]), file["name"], policy="immutable", skip_cache=True)
+    return artifact
+
+
+def use(tracked: Any, described: dict[str, Any]) -> None:
+    """Say that a run was made from an artifact.
+
+    `use_artifact` refuses it offline, where no server can be asked; the record that it writes for an artifact which is not
+    uploaded yet needs no server.
+    """
+    tracked._log_artifact(packed(described), is_user_created=True, use_after_commit=True)
 
 
 def on_one_canvas(images: list[dict[str, str]]) -> list[tuple[Image.Image, str]]:

@@ -101,6 +101,8 @@ VALUES = [
             "prompts.limit=few": "prompts.limit=few: give a whole number",
             "generation.do_sample=maybe": "generation.do_sample=maybe: give true or false",
             "tracking.tags=x": "tracking.tags=x: give a list, such as [a,b]",
+            f"tracking.tags=[{'t' * 65}]": f"tracking.tags={'t' * 64}: a tag has 1 to 64 characters",
+            "tracking.project=a/b": "tracking.project=a/b: at most 128 characters, none of / ",
             "generation=3": "takes the name of an option, not a number",
             "generation={tokens: 3}": "generation.tokens: no such key",
             "store=": "store='': give a directory",

@@ -75,7 +75,8 @@ def closure(requirement: Requirement, seen: set[str]) -> Iterator[tuple[str, str
 
 def test_all_that_the_package_imports_is_declared() -> None:
     always = {canonicalize_name(Requirement(one).name) for one in DECLARED["dependencies"]}
-    with_wandb = always | {canonicalize_name(Requirement(one).name) for one in EXTRAS["wandb"]}
+    of_wandb = [*EXTRAS["wandb"], *EXTRAS["dashboard"]]
+    with_wandb = always | {canonicalize_name(Requirement(one).name) for one in of_wandb}
     with_submitit = always | {canonicalize_name(Requirement(one).name) for one in EXTRAS["slurm"]}
     owners = packages_distributions()
     for module in [*PROJECT.glob("emosteer/**/*.py"), *PROJECT.glob("launch/hydra_plugins/**/*.py")]:

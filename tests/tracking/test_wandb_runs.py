@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -30,10 +31,12 @@ from emosteer.records.cell import ATTRIBUTION, CELL, CONTROL, Cell
 from emosteer.records.publish import publish_file, publish_json
 from emosteer.records.store import Store
 from emosteer.records.sweep import FAILED, Sweep
+from emosteer.scoring.nrc import CATEGORIES, nrc
 from emosteer.tables import Tables, build
 from emosteer.tracking import child, wandb_runs
 from emosteer.tracking import run as run_module
-from emosteer.tracking.sweep_runs import CONFIG_KEYS, sweep_runs
+from emosteer.tracking.axes import CONFIG_KEYS
+from emosteer.tracking.sweep_runs import emotions_in, sweep_runs
 from emosteer.tracking.wandb_login import is_logged_in, resolve, resolve_mode
 from emosteer.tracking.wandb_runs import log_to_wandb
 
@@ -90,8 +93,11 @@ def records(directory: Path) -> dict[str, Any]:
     (log,) = directory.glob("run-*.wandb")
     command = [core, "leet", "inspect", "--no-observability", "--json", "--run-file", log, directory]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    found: dict[str, Any] = {"summary": {}, "directory": directory}
+    found: dict[str, Any] = {"summary": {}, "directory": directory, "artifacts": [], "metrics": []}
     for record in map(json.loads, lines):
+        if record["type"] in ("artifact", "metric"):
+            found[f"{record['type']}s"].append(record[record["type"]])
+            continue
         if record["type"] == "summary":
             found["summary"] |= record["summary"]["update"]
         else:
@@ -128,6 +134,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Tables, dict[
     attribution = Cell(ATTRIBUTION, pair.model, pair=pair.pair, attribution=pair.attribution)
     join(sweep, [attribution], **tracking())
     put_attribution(sweep.store, attribution)
+    for cell in {task.cell.vector_id: task.cell for task in sweep.tasks() if task.cell.vector}.values():
+        put_vector(sweep.store, cell)
     for name in ("effect-a", "effect-b", "dose-response-a"):
         publish_file(sweep.paths.figures / f"{name}.png", PNG)
     failed = made_up_cell(sweep.store, n_prompts=6, coefficient=0.9)
@@ -161,6 +169,19 @@ UNWELCOME = {
 }
 
 
+TEXTS = b'{"id": "a", "positive": "Joy!", "negative": "Grief.", "topic": "x"}\n'
+
+
+def put_vector(store: Store, cell: Cell) -> None:
+    """A vector's files, and the texts that it is made of."""
+    assert cell.vector is not None
+    publish_file(store.paths.vector(cell.vector_id), cell.vector_id.encode())
+    facts = {"id": cell.vector_id, "norm": [1.0] * 8, "residual_norm": [5.0] * 8, "n_pairs": 12, "split_half": [0.9] * 7 + [None]}
+    publish_json(store.paths.vector_facts(cell.vector_id), facts)
+    for digest in filter(None, (cell.vector.texts, cell.neutral)):
+        publish_file(store.paths.texts(digest), TEXTS + digest.encode())
+
+
 def put_attribution(store: Store, cell: Cell) -> None:
     chance = torch.Generator().manual_seed(1)
 
@@ -177,7 +198,13 @@ def put_attribution(store: Store, cell: Cell) -> None:
         residual_by_position=scores(1, 8, 3),
     )
     key = cell.attribution_id
-    summary = {"id": key, "model": "made-up", "pair_ids": list(found.pair_ids), "aligned_ids": list(found.aligned_ids)}
+    summary = {
+        "id": key,
+        "model": "made-up",
+        "ranking": [3, 1],
+        "pair_ids": list(found.pair_ids),
+        "aligned_ids": list(found.aligned_ids),
+    }
     publish_file(store.paths.attribution_scores(key), save(found.tensors()))
     publish_file(store.paths.attribution_heatmap(key), PNG)
     publish_json(store.paths.attribution_summary(key), summary)
@@ -191,7 +218,19 @@ def test_a_run_for_every_settled_cell_and_control_and_one_for_the_sweep(made: Ma
     settled = tables.results[tables.results["status"] != "pending"]
 
     assert len(settled) == len(tables.results) - 1 == 5
-    assert set(runs) == {*settled["cell_id"], "my sweep summary"}
+    kinds = {name: run["run"]["job_type"] for name, run in runs.items() if name not in {*settled["cell_id"]}}
+    (baseline,) = tables.baselines
+    vectors = {name for name, kind in kinds.items() if kind == "vector"}
+    assert vectors == set(tables.results["vector_id"])
+    assert len(vectors) == 3
+    attributions = {name for name, kind in kinds.items() if kind == "attribution"}
+    assert len(attributions) == 1
+    assert kinds == {
+        baseline: "baseline",
+        **dict.fromkeys(vectors, "vector"),
+        **dict.fromkeys(attributions, "attribution"),
+        "my sweep summary": "summary",
+    }
     for row in settled.itertuples():
         run = runs[row.cell_id]["run"]
         assert run["job_type"] == ("control" if row.is_control else "cell")
@@ -233,6 +272,7 @@ def test_metrics_and_their_p_are_those_of_the_results(made: Made) -> None:
     for row in tables.results[tables.results["status"] == "done"].to_dict("records"):
         summary = runs[row["cell_id"]]["summary"]
         logged = runs[row["cell_id"]]["history"]["item"]
+        assert logged["coefficient"] == row["coefficient"]
         expected = {
             k: v for m in METRICS for k, v in row.items() if k.startswith(f"{m}_") and not k.endswith("_q") and not math.isnan(v)
         }
@@ -254,6 +294,66 @@ def test_the_primary_effect_has_a_name_that_all_pairs_share(made: Made) -> None:
         for key in ("delta", "p", "ci_low", "ci_high", "beyond_random", "beyond_random_p"):
             assert summary[f"primary_{key}"] == row[f"{primary}_{key}"]
     assert not [key for key in runs[one(tables, None)]["summary"] if key.startswith("primary_")]
+
+
+def test_metrics_are_curves_over_the_coefficient(made: Made) -> None:
+    _, _, runs = made
+    for run in runs.values():
+        steps = [metric for metric in run["metrics"] if metric.get("step_metric")]
+        is_steered = run["run"]["job_type"] in ("cell", "control")
+        assert [(metric["glob_name"], metric["step_metric"]) for metric in steps] == ([("*", "coefficient")] if is_steered else [])
+        assert "coefficient" not in run["summary"], "it would stand beside the config's, under the same name"
+
+
+def test_the_baseline_has_the_means_that_cells_are_compared_with(made: Made) -> None:
+    _, tables, runs = made
+    (name,) = tables.baselines
+    row = tables.results[tables.results["status"] == "done"].iloc[0]
+    summary = runs[name]["summary"]
+    assert {m: summary[f"{m}_baseline"] for m in METRICS} == pytest.approx({m: row[f"{m}_baseline"] for m in METRICS})
+    shown = table_of(runs[name], "replies")
+    assert list(shown["reply"]) == list(tables.replies[tables.replies["cell_id"] == name]["reply"])
+    config = config_of(runs[name])
+    assert set(config) == set(CONFIG_KEYS)
+    assert (config["n_prompts"], config["pair"], config["coefficient"], config["kind"]) == (6, None, None, "baseline")
+
+
+def test_lineage_leads_from_texts_over_vectors_to_cells(made: Made) -> None:
+    sweep, tables, runs = made
+    for row in tables.results[tables.results["status"] == "done"].to_dict("records"):
+        cell, vector = runs[row["cell_id"]], runs[row["vector_id"]]
+        (used,) = cell["artifacts"]
+        (made_one,) = [artifact for artifact in vector["artifacts"] if not artifact.get("use_after_commit")]
+        assert used["use_after_commit"]
+        assert (used["name"], used["digest"]) == (made_one["name"], made_one["digest"])
+        file = next(entry for entry in used["manifest"]["contents"] if entry["path"].endswith(".safetensors"))
+        assert not Path(file["local_path"]).is_absolute()
+        assert (sweep.paths.root / file["local_path"]).read_bytes() == row["vector_id"].encode()
+        texts = {artifact["type"] for artifact in vector["artifacts"] if artifact.get("use_after_commit")}
+        assert texts == ({"neutral"} if row["vector_method"] == "random" else {"pairs", "neutral"})
+        assert table_of(vector, "blocks")["residual_norm"].tolist() == [5.0] * 8
+        assert set(config_of(vector)) == set(CONFIG_KEYS)
+    names = {a["name"] for run in runs.values() for a in run["artifacts"] if a["type"] == "pairs"}
+    assert names == {"pairs-joy_sadness", "pairs-trust_disgust"}
+
+
+def test_an_attribution_has_its_scores_and_its_heatmap(made: Made) -> None:
+    _, tables, runs = made
+    (run,) = [run for run in runs.values() if run["run"]["job_type"] == "attribution"]
+    assert table_of(run, "attribution_scores")["block"].tolist() == list(range(8))
+    assert run["summary"]["first_block"] == 3
+    assert len(run["summary"]["attribution_heatmap.filenames"]) == 1
+    assert {artifact["type"] for artifact in run["artifacts"]} == {"attribution"}
+    assert config_of(run)["attribution_id"] in tables.attributions
+
+
+def test_emotion_words_are_those_that_are_scored() -> None:
+    reply = "I am glad, not horrible: your gift was the best gift."
+    shown = emotions_in(reply)
+    assert shown is not None
+    assert shown.startswith("glad (joy")
+    assert {c: 100 * shown.count(c) / 11 for c in CATEGORIES} == pytest.approx({c: v for c, (v,) in nrc([reply]).items()})
+    assert emotions_in(None) is None
 
 
 def test_replies_stand_side_by_side(made: Made) -> None:
@@ -335,7 +435,7 @@ def test_a_second_time_writes_nothing(logged: Sweep, monkeypatch: pytest.MonkeyP
     log_to_wandb(logged, build(logged))
 
     assert contents(logged) == before
-    assert len(before) == 5
+    assert len(before) == 6
 
 
 def test_a_grown_sweep_writes_its_new_cells_and_the_summary_only(logged: Sweep) -> None:
@@ -347,8 +447,8 @@ def test_a_grown_sweep_writes_its_new_cells_and_the_summary_only(logged: Sweep) 
     runs = runs_of(logged)
     new = {run["run"]["display_name"] for run in runs.values() if run["directory"].name not in before}
     assert new == {"my sweep summary", *(cell.id for cell in added)}
-    assert len(runs) == 5 + len(added)
-    assert len({name for name in before if name in after}) == 4
+    assert len(runs) == 6 + len(added)
+    assert len({name for name in before if name in after}) == 5
     assert all(after[name] == before[name] for name in before if name in after)
     ids = [run["run"]["run_id"] for run in runs.values()]
     assert len(set(ids)) == len(ids)
@@ -356,7 +456,7 @@ def test_a_grown_sweep_writes_its_new_cells_and_the_summary_only(logged: Sweep) 
 
 def test_what_a_crash_leaves_ends_in_one_whole_directory_per_run(logged: Sweep) -> None:
     ids = sorted(name.rpartition("-")[2] for name in contents(logged))
-    doubled, stale, torn, gone, other = directories(logged)
+    doubled, stale, torn, gone, other, _ = directories(logged)
     shutil.copytree(doubled, doubled.with_name(f"offline-run-20200101_000000-{ids_of(doubled)}"))
     (stale / "emosteer-content").write_text("of an older sweep")
     next(torn.glob("*.wandb")).unlink()
@@ -412,10 +512,9 @@ def test_without_a_key_the_command_to_upload_is_told(sweep: Sweep, told: pytest.
     log_to_wandb(sweep, build(sweep))
 
     assert not [record for record in told.records if record.levelno > logging.INFO]
-    assert "5 runs are not uploaded" in told.text
-    command = told.messages[-1].partition("wandb login; ")[2]
-    listed = subprocess.run(["bash", "-c", command.replace("wandb sync", "ls -d")], check=True, capture_output=True, text=True)
-    assert listed.stdout.split("\n")[:-1] == [str(path) for path in directories(sweep)]
+    assert "6 runs are not uploaded" in told.text
+    command = shlex.split(told.messages[-1].partition("wandb login; ")[2])
+    assert command == ["emosteer-sweep", "sync", str(sweep.paths.root)]
 
 
 def test_uploads_what_is_new_where_a_key_is_configured(
@@ -431,7 +530,7 @@ def test_uploads_what_is_new_where_a_key_is_configured(
         assert set(server.runs) == {ids_of(directory) for directory in directories(sweep)}
         assert {run["groupName"] for run in server.runs.values()} == {"my sweep"}
         assert {run["project"] for run in server.runs.values()} == {"emotions"}
-        assert all("joy_p" in server.history[ids_of(d)][0] for d in directories(sweep) if ids_of(d) != summary_id(sweep))
+        assert all("joy_baseline" in server.history[ids_of(d)][0] for d in directories(sweep) if ids_of(d) != summary_id(sweep))
         assert {path.split("/")[2] for path in server.files if ".table.json" in path} == set(server.runs)
         assert not [record for record in told.records if record.levelno > logging.INFO]
 
@@ -464,8 +563,8 @@ def test_a_server_that_hangs_costs_the_stated_time_and_a_warning(
 
     assert patience <= took < patience + 2
     (warning,) = [record.getMessage() for record in told.records if record.levelno >= logging.WARNING]
-    assert "5 of 5 runs are not uploaded (no progress for 3 s)" in warning
-    assert "wandb sync" in warning
+    assert "6 of 6 runs are not uploaded (no progress for 3 s)" in warning
+    assert "emosteer-sweep sync" in warning
     assert KEY not in warning
     assert contents(sweep) == before
 
