@@ -22,7 +22,7 @@ LAYERS = (
     ("records",),
     ("scored",),
     ("agreement", "caveats", "predictions"),
-    ("checks", "figures", "measures", "progress", "sources", "tables", "timesheet", "turns", "vector_file"),
+    ("checks", "figures", "measures", "progress", "sources", "stories", "tables", "timesheet", "turns", "vector_file"),
     ("bench", "composer", "hydra_messages", "objective", "overview", "resources"),
     ("one_line",),
     ("planning", "summary", "tracking", "worker"),

@@ -72,7 +72,18 @@ class StorePaths:
     @property
     def kinds(self) -> dict[str, Path]:
         """Where things of each kind lie, one file or directory each (a vector has two)."""
-        names = ("cells", "baselines", "attributions", "vectors", "residual_norms", "strengths", "texts", "answers", "claims")
+        names = (
+            "cells",
+            "baselines",
+            "attributions",
+            "vectors",
+            "residual_norms",
+            "stories",
+            "strengths",
+            "texts",
+            "answers",
+            "claims",
+        )
         return {name: self.root / name for name in names}
 
     def cell(self, cell_id: str, is_baseline: bool = False) -> CellPaths:
@@ -93,6 +104,9 @@ class StorePaths:
 
     def strength(self, strength_id: str) -> Path:
         return self.root / "strengths" / f"{strength_id}.json"
+
+    def stories(self, stories_id: str) -> Path:
+        return self.root / "stories" / f"{stories_id}.json"
 
     def attribution(self, attribution_id: str) -> Path:
         return self.attributions / attribution_id

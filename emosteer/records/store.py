@@ -293,6 +293,7 @@ class Store:
             yield self.paths.vector(cell.vector_id)
             yield self.paths.vector_facts(cell.vector_id)
             yield self.paths.residual_norms(cell.norms_id)
+            yield from map(self.paths.stories, cell.stories_ids.values())
         if cell.strength is not None:
             yield self.paths.strength(cell.strength_id)
 
