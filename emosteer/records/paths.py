@@ -72,18 +72,8 @@ class StorePaths:
     @property
     def kinds(self) -> dict[str, Path]:
         """Where things of each kind lie, one file or directory each (a vector has two)."""
-        names = (
-            "cells",
-            "baselines",
-            "attributions",
-            "vectors",
-            "residual_norms",
-            "stories",
-            "strengths",
-            "texts",
-            "answers",
-            "claims",
-        )
+        records, parts = ("cells", "baselines", "attributions"), ("vectors", "residual_norms", "stories", "strengths", "texts")
+        names = (*records, *parts, "answers", "claims")
         return {name: self.root / name for name in names}
 
     def cell(self, cell_id: str, is_baseline: bool = False) -> CellPaths:
@@ -171,8 +161,16 @@ class SweepPaths:
         return self.root / "replies.parquet"
 
     @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
     def figures(self) -> Path:
         return self.root / "figures"
+
+    @property
+    def paper(self) -> Path:
+        return self.root / "paper"
 
     @property
     def wandb(self) -> Path:
@@ -213,7 +211,7 @@ class SweepPaths:
         """Every directory in which files are published; the locks, which are made otherwise, have rules of their own."""
         slurm = self.slurm
         parts = (slurm.submissions, slurm.workers, slurm.script("any").parent, slurm.code("any").parent)
-        return [self.root, self.commands, self.failures, self.losses, self.figures, *parts]
+        return [self.root, self.commands, self.failures, self.losses, self.figures, self.paper, *parts]
 
 
 @dataclass(frozen=True)
