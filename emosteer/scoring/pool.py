@@ -75,7 +75,8 @@ def _pooled(scorer: Scorer, cells: Sequence[CellReplies]) -> list[Scores]:
     place = {row: number for number, row in enumerate(dict.fromkeys(row for own in rows for row in own))}
 
     def tokens() -> Context:
-        return replace(contexts[0], prompts=[row.prompt for row in place], replies=[row.tokens for row in place])
+        prompts, replies = [row.prompt for row in place], [row.tokens for row in place]
+        return replace(contexts[0], prompts=prompts, replies=replies, turns=[], said=[])
 
     def origins() -> list[Origin]:
         return [row.origin for row in place if row.origin is not None]
