@@ -172,7 +172,8 @@ def _coefficient(row: pd.Series[Any]) -> Text:
     if row["coefficient_request"] != AUTO:
         return Text(f"{row['coefficient']:g}")
     text = Text(f"{row['coefficient']:.3g}")
-    text.append(f"\n{row['auto_metric'].removesuffix('_ratio')} {row['auto_cost']:.3g}", style="dim")
+    cost = f"kl\n{row['auto_cost']:.3g}" if row["auto_metric"] == "kl" else f"x{row['auto_cost']:.3g}"
+    text.append(f"\n{cost}", style="dim")
     return text if row["auto_status"] == "found" else text.append(f"\n{row['auto_status']}", style="red")
 
 
