@@ -149,6 +149,10 @@ class SweepPaths:
         return self.root / "wandb"
 
     @property
+    def trackio(self) -> Path:
+        return self.root / "trackio"
+
+    @property
     def dashboard(self) -> Path:
         return self.wandb / "dashboard.json"
 
