@@ -3,10 +3,10 @@
     python benchmarks/tracking.py [--rounds 3] [--prompts 8] [--tokens 40] [--directory DIR] [--json FILE]
 
 Each round gives, for each way in which a server may behave, and without tracking, two commands in a row under one name, with
-SmolLM2, in a fresh directory whose store has vector and baseline already: while the second one steers, the first one's runs are written and uploaded by wandb, to a stand-in for
-its server (tests/wandb_stand_in.py) that answers, refuses (429, 500), hangs or drops connections. The two commands' wall clock
-together is divided by that without tracking in the same round, and so is their processor time, which other work on the machine
-disturbs less; the order turns from round to round. Then the server is mended: after
+SmolLM2, in a fresh directory whose store has vector and baseline already: while the second one steers, the first one's runs are
+written and uploaded by wandb, to a stand-in for its server (tests/wandb_stand_in.py) that answers, refuses (429, 500), hangs or
+drops connections. The two commands' wall clock together is divided by that without tracking in the same round, and so is their
+processor time, which other work on the machine disturbs less; the order turns from round to round. Then the server is mended: after
 `emosteer-sweep sync` it must hold every run, once.
 """
 
