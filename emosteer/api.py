@@ -22,18 +22,20 @@ from torch import Tensor
 from emosteer import attribution, datasets
 from emosteer.arguments import Generation, configuration, plain, whole
 from emosteer.attribution import Attribution
+from emosteer.attribution.metrics import Measure
 from emosteer.comparison import GENERATED
 from emosteer.config import Config, GenerationConfig, ModelConfig
 from emosteer.datasets import SHIPPED, ContrastivePair, DiagnosticPair, Prompt
 from emosteer.dotted import version_of
-from emosteer.engine import Engine, requests_for
+from emosteer.engine import Engine
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel, load
 from emosteer.model.source import resolve_layers
 from emosteer.one_line import one_line
 from emosteer.records.store import StoredReply
-from emosteer.scoring.scorer import Context, Scorer, find_scorers
+from emosteer.scoring.scorer import Scorer, find_scorers
 from emosteer.steering import Steering, steering_along
+from emosteer.turns import context_of, hold, stored, talks_for
 from emosteer.vectors import EmotionVector, checked, emotion_vector, random_direction, residual_norms
 
 CONF = Path(__file__).parent / "conf"
@@ -65,13 +67,14 @@ class Replies:
         return [row.reply for row in self.rows]
 
     def table(self) -> pd.DataFrame:
-        """A row per reply, with the columns of a sweep's `replies.parquet`: prompt_id, sample, prompt, reply, n_tokens."""
+        """A row per reply, with the columns of a sweep's `replies.parquet`: prompt_id, sample, turn, prompt, reply, n_tokens."""
         asked = {prompt.id: prompt.text for prompt in self.prompts}
         return pd.DataFrame(
             {
                 "prompt_id": [row.prompt_id for row in self.rows],
                 "sample": [row.sample for row in self.rows],
-                "prompt": [asked[row.prompt_id] for row in self.rows],
+                "turn": [row.turn for row in self.rows],
+                "prompt": [row.said or asked[row.prompt_id] for row in self.rows],
                 "reply": self.texts,
                 "n_tokens": [len(row.tokens) for row in self.rows],
             }
@@ -125,24 +128,34 @@ def load_prompts(prompts: Prompts, limit: int | None = None) -> list[Prompt]:
 
 
 def attribute(
-    model: LanguageModel, pairs: str | Path | Iterable[DiagnosticPair], *, steps: int | None = None, direction: str = "denoising"
+    model: LanguageModel,
+    pairs: str | Path | Iterable[DiagnosticPair],
+    *,
+    steps: int | None = None,
+    direction: str = "denoising",
+    method: str = "attribution_patching",
+    measure: Measure | None = None,
+    neurons: int = 0,
 ) -> Attribution:
     """Find by attribution patching which blocks decide an emotional expression; `.ranking()` names them, first the largest.
 
-    Scores are in nats of the metric, log p(expressive words) - log p(counterpart words) as the next token.
+    Scores are in units of the metric: by default nats, log p(expressive words) - log p(counterpart words) as the next token.
     Source: Nanda 2023; Syed et al. 2023; over all positions, integrated gradients (Hanna et al. 2024).
 
     Args:
         model: the language model.
         pairs: the name of a shipped emotion pair (`joy_sadness`), a file of diagnostic pairs, or a list of them.
-        steps: gradients averaged between the corrupted and the clean run; None takes 1 at the last position, 5 elsewhere.
+        steps: gradients averaged between the corrupted and the clean run; None takes 1 at the last position or for atp_star, else 5.
         direction: denoising (clean activations into the corrupted run) or noising (corrupted ones into the clean run).
+        method: attribution_patching or atp_star (Kramár et al. 2024).
+        measure: another metric, of `emosteer.attribution.metrics`, or the `measure` of one of `emosteer.measures`.
+        neurons: how many of the strongest MLP neurons are kept.
 
     Raises:
         EmosteerError: unusable pairs, or fewer than 8 that are aligned under the model's tokenizer.
     """
-    cases = attribution.prepare(model, _items("diagnostics", pairs, DiagnosticPair, datasets.load_diagnostic_pairs))
-    return attribution.attribute(model, cases, steps, direction=direction)
+    cases = attribution.prepare(model, _items("diagnostics", pairs, DiagnosticPair, datasets.load_diagnostic_pairs), measure)
+    return attribution.attribute(model, cases, steps, direction=direction, method=method, neurons=neurons)
 
 
 def build_vector(
@@ -304,8 +317,7 @@ def score(model: LanguageModel, replies: Replies, scorers: Iterable[str | Callab
             f"the replies are of {replies.model}, not of {model.name}: score them with the model whose tokens they are"
         )
     found = _scorers(scorers)
-    prompts = {prompt.id: model.dialogue.prompt(prompt.messages) for prompt in replies.prompts}
-    context = Context(Engine(model), [prompts[row.prompt_id] for row in replies.rows], [row.tokens for row in replies.rows])
+    context = context_of(Engine(model), replies.prompts, replies.rows)
     table = replies.table()
     for scorer in found:
         table = table.assign(**scorer.measure(replies.texts, lambda: context))
@@ -328,19 +340,10 @@ def _check_fits(vector: EmotionVector, model: LanguageModel) -> None:
 
 def _generate(model: LanguageModel, prompts: Prompts, config: Config, steering: Steering | None = None) -> Replies:
     asked = load_prompts(prompts)
-    requests = requests_for(model, asked, config.generation, config.seed, steering)
-    made = dict(Engine(model).generate(requests))
-    rows = [
-        StoredReply(
-            request.row_seed.prompt_id,
-            request.row_seed.sample,
-            model.dialogue.reply(made[i].tokens),
-            made[i].tokens,
-            made[i].finished,
-        )
-        for i, request in enumerate(requests)
-    ]
-    return Replies(model.name, tuple(asked), tuple(rows), config.generation, config.seed)
+    talks = talks_for(model, asked, config.generation, config.seed, steering)
+    for _ in hold(Engine(model), talks):
+        pass
+    return Replies(model.name, tuple(asked), tuple(stored(talks)), config.generation, config.seed)
 
 
 def _listed(name: str, items: Any) -> list[Any]:

@@ -16,6 +16,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from emosteer.config import (
+    ATTRIBUTION_METHODS,
+    ATTRIBUTION_METRICS,
     DIRECTIONS,
     EFFECTS,
     ENGINE_PATHS,
@@ -37,6 +39,7 @@ from emosteer.config import (
     VectorConfig,
 )
 from emosteer.errors import EmosteerError
+from emosteer.scoring.nrc import CATEGORIES
 from emosteer.scoring.scorer import find_scorers
 
 NAME = re.compile(r"[^\W.](?:[\w .+=,@-]*[^\W.])?")
@@ -177,12 +180,14 @@ def check_values(config: Config) -> None:
         ("tracking.name", config.tracking.name, TRACKERS),
         ("tracking.mode", config.tracking.mode, TRACKING_MODES),
         ("attribution.direction", config.attribution.direction, DIRECTIONS),
-        ("attribution.method", config.attribution.method, ("attribution_patching", "none")),
+        ("attribution.metric", config.attribution.metric, ATTRIBUTION_METRICS),
+        ("attribution.method", config.attribution.method, ATTRIBUTION_METHODS),
     ):
         if value not in valid:
             raise EmosteerError(f"{key}={value}: choose one of {', '.join(valid)}")
     if not math.isfinite(config.coefficient):
         raise EmosteerError(f"coefficient={config.coefficient}: give a finite number, such as 0.2")
+    _check_attribution(config)
     _check_decay(config)
     _check_instruction(config)
     _check_tracking(config.tracking)
@@ -194,6 +199,7 @@ def check_values(config: Config) -> None:
         ("controls.shuffled", config.controls.shuffled, 0),
         ("attribution.blocks", config.attribution.blocks, 1),
         ("attribution.check", config.attribution.check, 0),
+        ("attribution.neurons", config.attribution.neurons, 0),
         ("attribution.steps", config.attribution.steps, 1),
         ("statistics.n_resamples", config.statistics.n_resamples, 1),
         ("worker.cells_per_claim", config.worker.cells_per_claim, 1),
@@ -204,7 +210,7 @@ def check_values(config: Config) -> None:
         ("vector.components", config.vector.components, 1),
     ):
         if number is not None:
-            check_count(key, number, least, MOST_CONTROLS if key.startswith("controls.") else MOST)
+            check_count(key, number, least, MOST_CONTROLS if key.startswith(("controls.", "attribution.neurons")) else MOST)
     if config.engine.path not in (None, *ENGINE_PATHS):
         raise EmosteerError(f"engine.path={config.engine.path}: choose one of {', '.join(ENGINE_PATHS)}, or null for the fastest")
     _check_generation(config)
@@ -215,6 +221,21 @@ def check_values(config: Config) -> None:
         raise EmosteerError(f"pair.primary={config.pair.primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
     _check_equivalence(config.statistics.equivalence, are_shipped)
     _check_objective(config, are_shipped)
+
+
+def _check_attribution(config: Config) -> None:
+    metric, pair = config.attribution.metric, config.pair
+    if metric == "kl" and config.attribution.direction == "noising":
+        raise EmosteerError(
+            "attribution.metric=kl asks how near a run comes to the clean one: choose attribution.direction=denoising"
+        )
+    needed = {"nrc_words": {"target": pair.target, "counterpart": pair.counterpart}, "nrc_score": {"primary": pair.primary}}
+    for key, emotion in needed.get(metric, {}).items():
+        if emotion not in CATEGORIES:
+            raise EmosteerError(
+                f"pair.{key}={emotion}: attribution.metric={metric} needs words of it, and the NRC lexicon has "
+                f"{', '.join(CATEGORIES)}; choose another metric or pair"
+            )
 
 
 def _check_decay(config: Config) -> None:
@@ -303,8 +324,12 @@ def _check_parts(vector: VectorConfig) -> None:
 
 @lru_cache(maxsize=16)
 def _are_shipped(scorers: str) -> bool:
-    """Whether all scorers of a configuration, which is given as JSON, are emosteer's own; raises EmosteerError for a wrong one."""
-    return all(scorer.target.startswith(OWN_SCORERS) for scorer in find_scorers(json.loads(scorers)))
+    """Whether all scorers of a configuration, which is given as JSON, are emosteer's own, and measure nothing but `METRICS`.
+
+    What a classifier or judge measures, its options say. Raises EmosteerError for a wrong one.
+    """
+    found = find_scorers(json.loads(scorers))
+    return all(scorer.target.startswith(OWN_SCORERS) and getattr(scorer.function, "pin", None) is None for scorer in found)
 
 
 def _check_equivalence(margins: Any, are_shipped: bool) -> None:

@@ -16,7 +16,7 @@ from emosteer.statistics import DEFAULT_RESAMPLES, paired_effects
 
 GENERATED = "emosteer"
 """The key in a score table's `attrs` of how its replies were generated."""
-NO_METRICS = ("cell_id", "prompt_id", "sample", "prompt", "reply", "is_baseline", "n_tokens")
+NO_METRICS = ("cell_id", "prompt_id", "sample", "turn", "prompt", "reply", "is_baseline", "n_tokens")
 """Columns of a table of replies that are no metric."""
 
 
@@ -69,8 +69,8 @@ def _check_table(table: pd.DataFrame) -> None:
     """Refuse what is not the table of one cell's scored replies."""
     if not isinstance(table, pd.DataFrame) or not {"prompt_id", "sample"} <= set(table):
         raise EmosteerError("compare takes tables of scored replies: what score returned, or a cell's rows of replies.parquet")
-    if table.duplicated(["prompt_id", "sample"]).any():
-        raise EmosteerError("a table has several replies to one prompt and sample: take the rows of one cell")
+    if table.duplicated([key for key in ("prompt_id", "sample", "turn") if key in table]).any():
+        raise EmosteerError("a table has several replies to one prompt, sample and turn: take the rows of one cell")
     if not _metrics(table):
         raise EmosteerError("a table has no metric: give what score returned")
 
@@ -85,12 +85,17 @@ def _check_paired(steered: pd.DataFrame, other: pd.DataFrame) -> None:
         raise EmosteerError(
             f"other metrics on each side ({', '.join(_metrics(steered))}; {', '.join(_metrics(other))}): score both alike"
         )
-    keys = [key for key in ("prompt_id", "sample", "prompt") if key in steered and key in other]
-    asked = [set(table[keys].itertuples(index=False, name=None)) for table in (steered, other)]
+    keys = [key for key in ("prompt_id", "sample", "turn", "prompt") if key in steered and key in other]
+    asked = [set(_beginnings(table)[keys].itertuples(index=False, name=None)) for table in (steered, other)]
     if asked[0] != asked[1]:
         raise EmosteerError(
             f"{len(asked[0] ^ asked[1])} replies are to prompts or samples of one side only: reply to the same prompts"
         )
+
+
+def _beginnings(table: pd.DataFrame) -> pd.DataFrame:
+    """The first replies of dialogues: what is said later hangs on what the model replied, where a partner says it."""
+    return table[table["turn"] == 0] if "turn" in table else table
 
 
 def _metrics(table: pd.DataFrame) -> list[str]:

@@ -16,6 +16,8 @@ SCOPES = ("generated", "prompt", "all")
 INTERVENTIONS = ("add", "set", "ablate")
 SITES = ("residual", "attention", "mlp")
 DIRECTIONS = ("denoising", "noising")
+ATTRIBUTION_METRICS = ("words", "nrc_words", "nrc_score", "projection", "kl")
+ATTRIBUTION_METHODS = ("attribution_patching", "atp_star", "none")
 UNITS = ("fraction", "raw")
 MODES = ("reuse", "retry", "force")
 VECTOR_METHODS = ("mean_difference", "grand_mean", "pca", "logistic", "lda", "neutral_projected", "random")
@@ -24,6 +26,7 @@ READINGS = ("token_mean", "last_token", "assistant_prefix")
 METRICS = (
     *("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise", "positive", "negative"),
     *("sentiment", "first_person", "first_person_singular", "first_person_plural"),
+    *("agreed", "price", "offer"),
     *("negated", "one_word", "words", "repetition", "distinct_1", "distinct_2", "duplication", "perplexity"),
 )
 """What the shipped scorers measure."""
@@ -140,13 +143,22 @@ class AttributionConfig:
     """How the components behind an emotional expression are found."""
 
     method: str = "attribution_patching"
-    """attribution_patching or none."""
+    """attribution_patching; atp_star, which scores queries and keys too, and is not misled where effects cancel, for as many
+    gradients more as there are blocks; or none."""
+    metric: str = "words"
+    """What is explained: words (the log-probability of the words that come with each diagnostic pair), nrc_words (of the NRC
+    lexicon's words for the target emotion against those for its counterpart), nrc_score (expected words of `pair.primary` in 100
+    next tokens), projection (of the residual stream after the last block on the emotion vector), or kl (nearness to the clean
+    run)."""
     steps: int | None = None
-    """Gradients averaged on the way from the corrupted to the clean run; null means 1 at the last position, 5 elsewhere."""
+    """Gradients averaged on the way from the corrupted to the clean run; null means 1 at the last position, 5 elsewhere, and of
+    atp_star 1 everywhere."""
     direction: str = "denoising"
     """denoising, clean activations into the corrupted run, shows what suffices; noising, the way back, shows what is needed."""
     blocks: int = 1
     """How many of the blocks ranked first `layer=auto` takes."""
+    neurons: int = 0
+    """How many of the MLP neurons with the largest scores are kept, each checked by exact patching; 0 scores none."""
     check: int = 5
     """Of each site so many of the strongest components and as many random ones are compared with exact patching; 0 for none."""
 

@@ -17,6 +17,8 @@ from emosteer.errors import EmosteerError
 SHIPPED = Path(__file__).parent / "data"
 LARGEST = 100_000_000
 """Bytes of a file: more are not read into memory to find out that they are no texts."""
+MOST_TURNS = 20
+
 Message = dict[str, str]
 """One turn of a dialogue: `role` (system, user or assistant) and `content`."""
 
@@ -48,13 +50,32 @@ class DiagnosticPair:
 
 
 @dataclass(frozen=True)
+class Partner:
+    """Who talks with the model, played by the same model unsteered."""
+
+    system: str
+    """Who it is, and what it wants."""
+    turns: int
+    """Replies of the model that it talks with, from 2 to 20; it answers all but the last."""
+
+
+@dataclass(frozen=True)
 class Prompt:
-    """What a user says: the last of `messages`, shown in tables as `text`."""
+    """What a user says: the last of `messages`, shown in tables as `text`; and how the dialogue goes on, if it does."""
 
     id: str
     text: str
     category: str
     messages: tuple[Message, ...]
+    turns: tuple[str, ...] = ()
+    """What the user says after each of the model's replies but the last, whatever they were."""
+    partner: Partner | None = None
+    """Who answers the model's replies instead."""
+
+    @property
+    def n_replies(self) -> int:
+        """Replies of the model in the whole dialogue."""
+        return self.partner.turns if self.partner else 1 + len(self.turns)
 
 
 @dataclass(frozen=True)
@@ -131,13 +152,18 @@ def labels_exchanged(pairs: Sequence[ContrastivePair], seed: int, index: int) ->
 
 def digest(items: Sequence[Item]) -> str:
     """A hash of what a model would read, in order: equal texts have equal digests, wherever their file lies."""
-    read = [{key: value for key, value in asdict(item).items() if key not in ("category", "topic")} for item in items]
+    read = [{key: value for key, value in _content(item).items() if key not in ("category", "topic")} for item in items]
     return hashlib.sha256(json.dumps(read, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def to_json_lines(items: Sequence[Item]) -> str:
     """The items as canonical JSON lines, which the loaders read back to equal items."""
-    return "".join(json.dumps(asdict(item), sort_keys=True, ensure_ascii=False) + "\n" for item in items)
+    return "".join(json.dumps(_content(item), sort_keys=True, ensure_ascii=False) + "\n" for item in items)
+
+
+def _content(item: Any) -> dict[str, Any]:
+    """An item's keys; those of a dialogue only where it goes on, so that other prompts keep the digests that they have always had."""
+    return {key: value for key, value in asdict(item).items() if value or key not in ("turns", "partner")}
 
 
 def _load(path: Path, parse: Callable[[dict[str, Any]], Item]) -> list[Item]:
@@ -250,7 +276,25 @@ def _prompt(record: dict[str, Any]) -> Prompt:
         text=messages[-1]["content"],
         category=_optional_text(record, "category"),
         messages=messages,
+        **_going_on(record),
     )
+
+
+def _going_on(record: dict[str, Any]) -> dict[str, Any]:
+    """How a prompt's dialogue goes on after the first reply: by the user's turns, or a partner."""
+    turns, partner = (record.get(key) or None for key in ("turns", "partner"))
+    if turns is not None and partner is not None:
+        raise EmosteerError("'turns' say what the user answers, and a 'partner' answers by itself: give one of them")
+    if turns is not None:
+        return {"turns": _texts(record, "turns")}
+    if partner is None:
+        return {}
+    if not isinstance(partner, dict):
+        raise EmosteerError(f"'partner' needs a 'system' text and a number of 'turns', found {partner!r}")
+    number = partner.get("turns")
+    if isinstance(number, bool) or not isinstance(number, int) or not 2 <= number <= MOST_TURNS:
+        raise EmosteerError(f"the 'turns' of a 'partner' are the model's replies, 2 to {MOST_TURNS}, found {number!r}")
+    return {"partner": Partner(_text(partner, "system"), number)}
 
 
 def _messages(record: dict[str, Any]) -> tuple[Message, ...]:
@@ -288,7 +332,7 @@ def _optional_text(record: dict[str, Any], key: str) -> str:
 def _texts(record: dict[str, Any], key: str) -> tuple[str, ...]:
     values = record.get(key)
     if not isinstance(values, list | tuple) or not values:
-        raise EmosteerError(f"{key!r} must be a list of words, found {values!r}")
+        raise EmosteerError(f"{key!r} must be a list of texts, found {values!r}")
     return tuple(_text({key: value}, key) for value in values)
 
 

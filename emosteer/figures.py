@@ -17,16 +17,20 @@ DIVERGING = "RdBu_r"
 MOST_POSITIONS = 24
 
 
-def attribution_heatmap(attribution: Attribution, title: str) -> Figure:
-    """Components by block: at the last position, over all positions, and the residual stream position by position."""
+def attribution_heatmap(attribution: Attribution, title: str, metric: str) -> Figure:
+    """Components by block: at the last position, over all positions, and the residual stream position by position.
+
+    Args:
+        attribution: of one model and pair.
+        title: whose.
+        metric: what the scores are of, and in which unit.
+    """
     last = np.stack([attribution.last[site].mean(0).numpy() for site in ("attention", "mlp", "residual")])
     everywhere = np.stack([attribution.everywhere[site].mean(0).numpy() for site in ("attention", "mlp")])
     positions = attribution.residual_profile().numpy()[:, -MOST_POSITIONS:].T
     figure = Figure(figsize=(10, 8), layout="constrained")
     axes = figure.subplots(3, 1, height_ratios=[3, 2, 6])
-    figure.suptitle(
-        f"Attribution patching: {title}\nlog-probability of expressive minus counterpart words [nats], clean into corrupted"
-    )
+    figure.suptitle(f"Attribution patching: {title}\n{metric}, {attribution.direction}")
     _heatmap(axes[0], last, ["attention", "MLP", "residual"], "last prompt position")
     _heatmap(axes[1], everywhere, ["attention", "MLP"], "summed over all positions")
     count = positions.shape[0]

@@ -51,7 +51,12 @@ def write_tables(sweep: Sweep, tables: Tables) -> None:
     publish_file(sweep.paths.replies, tables.replies.to_parquet(index=False))
     publish_file(sweep.paths.trends_csv, tables.trends.to_csv(index=False))
     publish_file(sweep.paths.confirmations_csv, tables.confirmations.to_csv(index=False))
+    publish_file(sweep.paths.predictions_csv, tables.predictions.to_csv(index=False))
     publish_file(sweep.paths.agreement_csv, tables.agreement.to_csv(index=False))
+    if len(tables.turns):
+        publish_file(sweep.paths.turns_csv, tables.turns.to_csv(index=False))
+    else:
+        sweep.paths.turns_csv.unlink(missing_ok=True)  # of before, with other prompts
 
 
 def draw(sweep: Sweep, tables: Tables) -> None:

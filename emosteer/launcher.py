@@ -173,9 +173,10 @@ def _apply_mode(mode: str, sweep: Sweep, cells: Sequence[Cell]) -> None:
 
 
 def _settings(config: Config) -> dict[str, Any]:
+    scorers = find_scorers(config.scorers)
     return {
-        "scorers": {name: dict(scorer) for name, scorer in config.scorers.items()},
-        "scorer_versions": {scorer.name: scorer.version for scorer in find_scorers(config.scorers)},
+        "scorers": {scorer.name: {"_target_": scorer.target, **scorer.options} for scorer in scorers},
+        "scorer_versions": {scorer.name: scorer.version for scorer in scorers},
         "statistics": asdict(config.statistics),
         "tracking": asdict(config.tracking),
         "engine": asdict(config.engine),

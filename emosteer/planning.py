@@ -255,7 +255,9 @@ def _prompts_name(prompts: PromptsConfig) -> str:
 
 
 def _pair_spec(config: Config, texts: dict[str, Sequence[Any]], uses_attribution: bool) -> PairSpec:
-    pair, needs_pairs = config.pair, config.vector.source == VectorConfig.source
+    pair = config.pair
+    is_explained = uses_attribution and config.attribution.metric == "projection"
+    needs_pairs = config.vector.source == VectorConfig.source or is_explained
     diagnostics = Path(pair.diagnostics).expanduser() if pair.diagnostics else SHIPPED / "diagnostics" / f"{pair.name}.jsonl"
     if uses_attribution and not pair.diagnostics and _stamp(diagnostics) is None:
         raise EmosteerError(

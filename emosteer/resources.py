@@ -18,8 +18,10 @@ from torch import Tensor
 
 from emosteer.attribution import Attribution, Case, attribute, prepare
 from emosteer.attribution.check import Agreement, check
+from emosteer.attribution.scores import DENOISING
 from emosteer.errors import EmosteerError
 from emosteer.figures import attribution_heatmap
+from emosteer.measures import Explained, explained
 from emosteer.model.batches import Progress
 from emosteer.model.language_model import LanguageModel
 from emosteer.records.cell import Cell, VectorSpec
@@ -234,10 +236,19 @@ class Resources:
         assert cell.attribution is not None
         assert cell.pair is not None
         started = time.perf_counter()
-        cases = prepare(self.model, self.store.diagnostic_pairs(cell.attribution.diagnostics))
+        what = self._explained(cell)
+        cases = prepare(self.model, self.store.diagnostic_pairs(cell.attribution.diagnostics), what.measure)
         on_progress = self._telling(f"attribution patching of {_pair_name(cell)}", "pairs")
         config = cell.attribution.config
-        found = attribute(self.model, cases, config.steps, on_progress, direction=config.direction)
+        found = attribute(
+            self.model,
+            cases,
+            config.steps,
+            on_progress,
+            direction=config.direction,
+            method=config.method,
+            neurons=config.neurons,
+        )
         key = cell.attribution_id
         seconds = time.perf_counter() - started
         checked_by = self._check(cell, cases, found)
@@ -248,8 +259,10 @@ class Resources:
             "scores_sha256": hashlib.sha256(scores).hexdigest(),
             "model": self.model.name,
             "pair": cell.pair.name,
+            "method": config.method,
             "direction": found.direction,
-            "metric": "log p(expressive words) - log p(counterpart words) as the next token, in nats",
+            "metric": what.text,
+            "unit": what.unit,
             "position": "the last prompt position, unless a score's name says otherwise",
             "pair_ids": list(found.pair_ids),
             "aligned_ids": list(found.aligned_ids),
@@ -263,6 +276,11 @@ class Resources:
             "first_share": certainty.first_share.tolist(),
             "by_role": {site: {role: one.mean(0).tolist() for role, one in own.items()} for site, own in found.by_role().items()},
             "no_heads": found.no_heads,
+            "neurons": {
+                at: [[*place, score] for place, score in zip(own.places, own.scores.mean(0).tolist(), strict=True)]
+                for at, own in (("last", found.neurons_last), ("all", found.neurons_everywhere))
+                if own is not None
+            },
             "check": [agreement.to_json() for agreement in checked_by],
             "seconds": round(seconds, 3),
             "check_seconds": round(time.perf_counter() - started - seconds, 3),
@@ -272,11 +290,18 @@ class Resources:
             paths = self.store.paths
             (directory / paths.attribution_scores(key).name).write_bytes(scores)
             publish_json(directory / paths.attribution_summary(key).name, summary)
-            attribution_heatmap(found, f"{_pair_name(cell)} on {self.model.name}").savefig(
+            attribution_heatmap(found, f"{_pair_name(cell)} on {self.model.name}", what.text).savefig(
                 directory / paths.attribution_heatmap(key).name, dpi=150
             )
 
         publish_directory(self.store.paths.attribution(key), write)
+
+    def _explained(self, cell: Cell) -> Explained:
+        assert cell.attribution is not None
+        assert cell.pair is not None
+        pair, metric = cell.pair, cell.attribution.config.metric
+        texts = self.store.contrastive_pairs(pair.texts) if metric == "projection" else []
+        return explained(metric, self.model, pair.target, pair.counterpart, pair.primary, texts)
 
     def _check(self, cell: Cell, cases: Sequence[Case], found: Attribution) -> list[Agreement]:
         """Compare with exact patching; what agrees too little is told."""
@@ -327,9 +352,8 @@ def read_attribution(store: Store, key: str) -> Attribution | None:
     if summary is None or scores is None:
         return None
     try:
-        return Attribution.from_tensors(
-            load(scores), tuple(summary["pair_ids"]), tuple(summary["aligned_ids"]), summary.get("no_heads", "")
-        )
+        ids = tuple(summary["pair_ids"]), tuple(summary["aligned_ids"])
+        return Attribution.from_tensors(load(scores), *ids, summary.get("no_heads", ""), summary.get("direction", DENOISING))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         put_aside(store.paths.attribution(key), f"{type(error).__name__}: {error}")
         return None

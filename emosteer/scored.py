@@ -42,6 +42,12 @@ class Scored:
         """The prompts' ids, in their order."""
         return list(dict.fromkeys(reply.prompt_id for reply in self.replies))
 
+    def at(self, turn: int) -> Scored:
+        """The same with the dialogues' replies of one turn alone."""
+        kept = [number for number, reply in enumerate(self.replies) if reply.turn == turn]
+        metrics = {metric: [values[number] for number in kept] for metric, values in self.metrics.items()}
+        return Scored(self.cell, self.record, [self.replies[number] for number in kept], metrics)
+
     def matrix(self, metrics: Sequence[str], prompts: Sequence[str]) -> Floats:
         """Per-prompt means [metric, prompt]; NaN where a metric or prompt is missing."""
         missing: dict[str, float] = {}

@@ -53,6 +53,7 @@ def summary(name: str, tables: Tables) -> RenderableType:
     if len(done):
         best = best_readable(done)
         parts += [_table(done), _legend(done), *_confirmations(tables.confirmations), *_against_prompting(tables, best)]
+        parts += _by_turn(tables.turns, best)
         if best is not None:
             caveat = "" if _is_significant(best) else ", not significant"
             parts += [_examples(tables, best, f"Best readable cell{caveat}"), Text(RULE, style="dim"), *_caveats(best)]
@@ -60,6 +61,7 @@ def summary(name: str, tables: Tables) -> RenderableType:
             parts += [Text(UNREADABLE), _examples(tables, largest, "The largest effect")]
         parts += _agreement(tables.agreement)
     parts += [_located(facts) for _, facts in sorted(tables.found.items()) if facts]
+    parts += _predictions(tables.predictions)
     failed = tables.results[tables.results["status"] == FAILED]
     parts += [Text(f"failed: {row.cell_id}: {row.error}", style="red") for row in failed.itertuples()]
     return Group(*parts)
@@ -212,6 +214,15 @@ def _against_prompting(tables: Tables, best: pd.Series[Any] | None) -> list[Rend
     return lines
 
 
+def _by_turn(turns: pd.DataFrame, best: pd.Series[Any] | None) -> list[RenderableType]:
+    """What the best readable cell does to each reply of a dialogue; nothing where replies end the dialogues."""
+    if best is None or not len(turns):
+        return []
+    rows = turns[(turns["cell_id"] == best["cell_id"]) & turns["is_primary"]].to_dict("records")
+    told = [f"{row['turn'] + 1}: {row['delta']:+.1f} [{row['ci_low']:+.1f}, {row['ci_high']:+.1f}]" for row in rows]
+    return [Text(f"{best['primary']} of the best readable cell by turn: {'; '.join(told)}.")] if told else []
+
+
 def _with_interval(row: pd.Series[Any], column: str, of: str) -> str:
     return f"{_value(row, column):+.1f} [{_value(row, f'{of}_ci_low'):+.1f}, {_value(row, f'{of}_ci_high'):+.1f}]"
 
@@ -275,14 +286,39 @@ def _located(facts: dict[str, Any]) -> Text:
     return text
 
 
+def _predictions(predictions: pd.DataFrame) -> list[RenderableType]:
+    """A line for each grid: how well its attribution predicts where steering has an effect; none where one block was steered."""
+    if predictions.empty:
+        return []
+    axes = ["model", "pair", "attribution_id", "vector_id", "site", "coefficient_unit", "scope", "decay", "seed", "baseline_id"]
+    lines = []
+    for _, rows in predictions.groupby(axes, dropna=False):
+        row = rows.sort_values("n_coefficients", kind="stable").iloc[-1]
+        if row["n_blocks"] < 2:
+            continue
+        text = f"Does attribution predict steering? {row['pair']} on {row['model']}, {row['primary']} at {_coefficients(row)}: "
+        if row["reason"]:
+            text += f"not computed, {row['reason']}"
+        else:
+            text += (
+                f"rho {row['rho']:+.2f} [{row['ci_low']:+.2f}, {row['ci_high']:+.2f}] over {row['n_blocks']} blocks; "
+                f"block {row['first_scored']:.0f} is scored first, block {row['first_steered']:.0f} has the largest effect"
+            )
+        lines.append(Text(text))
+    return list(lines)
+
+
+def _coefficients(row: pd.Series[Any]) -> str:
+    return str(row["coefficients"]) if row["n_coefficients"] <= 4 else f"{row['n_coefficients']} coefficients"
+
+
 def _first_block(facts: dict[str, Any]) -> str:
     block = facts["ranking"][0]
     if "first_share" not in facts:  # of an older version
         return f"block {block} first"
     share, low, high = (facts[key][block] for key in ("first_share", "block_scores_low", "block_scores_high"))
-    text = (
-        f"block {block} first, in {share:.0%} of resamples; adds {facts['block_scores'][block]:+.2f} nats [{low:+.2f}, {high:+.2f}]"
-    )
+    adds, unit = f"{facts['block_scores'][block]:+.2f}", facts.get("unit", "nats")
+    text = f"block {block} first, in {share:.0%} of resamples; adds {adds} {unit} [{low:+.2f}, {high:+.2f}]"
     other = max((b for b in range(len(facts["first_share"])) if b != block), key=lambda b: facts["first_share"][b], default=block)
     return text + (f"; block {other} in {facts['first_share'][other]:.0%}" if other != block and facts["first_share"][other] else "")
 
@@ -311,7 +347,7 @@ def _confirmations(confirmations: pd.DataFrame) -> list[RenderableType]:
 
 def _examples(tables: Tables, best: pd.Series[Any], heading: str) -> RenderableType:
     replies = tables.replies
-    keys = ["prompt_id", "sample"]
+    keys = ["prompt_id", "sample", "turn"]
     steered = replies[replies["cell_id"] == best["cell_id"]].set_index(keys)
     baseline = replies[replies["cell_id"] == best["baseline_id"]].set_index(keys)
     table = Table(show_lines=True, title_justify="left", title_style="bold", expand=True)

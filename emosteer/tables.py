@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from emosteer.agreement import agreement
 from emosteer.caveats import nrc_options, primary_caveats
 from emosteer.config import StatisticsConfig
+from emosteer.predictions import predictions
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell, Part
 from emosteer.records.store import Store
 from emosteer.records.sweep import DONE, Sweep
@@ -40,11 +41,15 @@ class Tables:
     results: pd.DataFrame
     """A row per cell and control."""
     replies: pd.DataFrame
-    """A row per (cell, prompt, sample), the baseline's rows under the baseline's id."""
+    """A row per (cell, prompt, sample, turn), the baseline's rows under the baseline's id."""
     trends: pd.DataFrame
     """A row per (pair, layer, ..., metric): the effect's slope over coefficients."""
     confirmations: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A row per pair, model and baseline: what the best readable cell is worth on prompts that did not choose it."""
+    turns: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """A row per cell, turn and metric, where dialogues have several replies: the effect on that reply alone."""
+    predictions: pd.DataFrame = field(default_factory=pd.DataFrame)
+    """A row per pair, vector and coefficients: how well attribution predicts at which block steering has an effect."""
     agreement: pd.DataFrame = field(default_factory=pd.DataFrame)
     """A row per pair, baseline and two measures of its emotion: how they correlate over replies."""
     attributions: dict[str, str] = field(default_factory=dict)
@@ -86,7 +91,8 @@ class Tables:
 
 def build(sweep: Sweep) -> Tables:
     """All tables of a sweep, from the records that are there now."""
-    settings = sweep.settings()["statistics"]
+    whole = sweep.settings()
+    settings = {**whole["statistics"], "nrc": nrc_options(whole["scorers"])}
     cells = [task.cell for task in sweep.tasks()]
     states, scored = scored_cells(sweep)
     metrics = list(dict.fromkeys(metric for one in scored.values() for metric in one.metrics))
@@ -104,8 +110,17 @@ def build(sweep: Sweep) -> Tables:
         cell.attribution_id: cell.pair.name for cell in cells if cell.kind == ATTRIBUTION and cell.pair and states[cell.id] == DONE
     }
     found = {key: sweep.store.attribution_summary(key) or {} for key in attributions}
-    trends, confirmations = _trends(scored, metrics, settings), _confirmations(scored, metrics, settings)
-    return Tables(results, replies, trends, confirmations, agreement(scored.values(), settings), attributions, found)
+    return Tables(
+        results,
+        replies,
+        _trends(scored, metrics, settings),
+        _confirmations(scored, metrics, settings),
+        _turns(scored, metrics, settings),
+        predictions(scored, found, settings),
+        agreement(scored.values(), settings),
+        attributions,
+        found,
+    )
 
 
 def _row(
@@ -119,7 +134,7 @@ def _row(
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     own, baseline = scored.get(cell.id), scored.get(cell.baseline_id)
-    row, nrc = _axes(sweep, cell, state, vector, own), nrc_options(sweep.settings()["scorers"])
+    row = _axes(sweep, cell, state, vector, own)
     if own is None or baseline is None:
         return row
     prompts = baseline.prompts
@@ -137,7 +152,9 @@ def _row(
         **options,
     )
     row |= {f"primary_{key}": value for key, value in asdict(more).items()}
-    row |= primary_caveats(own, baseline, row["primary"], None if place is None else effects[place], nrc, seed_of(cell.id), options)
+    row |= primary_caveats(
+        own, baseline, row["primary"], None if place is None else effects[place], settings["nrc"], seed_of(cell.id), options
+    )
     for key, margin in settings.get("equivalence", StatisticsConfig().equivalence).items():  # old sweeps name no margins
         metric, of_ratio = ("perplexity", True) if key == "perplexity_ratio" else (key, False)
         if metric in metrics:
@@ -309,7 +326,8 @@ def _replies(store: Store, scored: Iterable[Scored], metrics: Sequence[str]) -> 
             "cell_id": one.cell.id,
             "prompt_id": [reply.prompt_id for reply in one.replies],
             "sample": [reply.sample for reply in one.replies],
-            "prompt": [texts[key].get(reply.prompt_id, "") for reply in one.replies],
+            "turn": [reply.turn for reply in one.replies],
+            "prompt": [reply.said or texts[key].get(reply.prompt_id, "") for reply in one.replies],
             "reply": [reply.reply for reply in one.replies],
             "is_baseline": one.cell.kind == BASELINE,
             "n_tokens": [len(reply.tokens) for reply in one.replies],
@@ -379,6 +397,31 @@ def _confirmations(scored: dict[str, Scored], metrics: Sequence[str], settings: 
             | {"coefficient": best.cell.coefficient if best else math.nan}
             | numbers
         )
+    return pd.DataFrame(rows)
+
+
+def _turns(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[str, Any]) -> pd.DataFrame:
+    """The effect of each cell of dialogues on each of their replies."""
+    rows = []
+    for own in scored.values():
+        pair, n_turns = own.cell.pair, 1 + max((reply.turn for reply in own.replies), default=0)
+        if own.cell.kind != CELL or pair is None or n_turns == 1 or own.cell.baseline_id not in scored:
+            continue
+        baseline = scored[own.cell.baseline_id]
+        wanted = [metric for metric in dict.fromkeys([pair.primary, *TREND_METRICS]) if metric in metrics]
+        axes = {"pair": pair.name, "layers": _layers(own), "coefficient": own.cell.coefficient}
+        for turn in range(n_turns):
+            effects = paired_effects(
+                *(one.at(turn).matrix(wanted, baseline.prompts) for one in (own, baseline)),
+                seed=seed_of(f"{own.cell.id} turn {turn}"),
+                n_resamples=settings["n_resamples"],
+                confidence=settings["confidence"],
+            )
+            for metric, effect in zip(wanted, effects, strict=True):
+                rows.append(
+                    {"cell_id": own.cell.id, **axes, "turn": turn, "metric": metric, "is_primary": metric == pair.primary}
+                    | asdict(effect)
+                )
     return pd.DataFrame(rows)
 
 

@@ -12,7 +12,7 @@ import traceback
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -23,7 +23,7 @@ import emosteer
 from emosteer import timesheet
 from emosteer.bench import Bench, Loaded
 from emosteer.cores import choose_threads
-from emosteer.engine import Engine, Reply, Request, requests_for
+from emosteer.engine import Engine
 from emosteer.errors import Damaged, EmosteerError, MachineFault
 from emosteer.model.language_model import load
 from emosteer.model.source import find
@@ -38,6 +38,7 @@ from emosteer.resources import Resources
 from emosteer.scoring.pool import CellReplies, measure_together
 from emosteer.scoring.scorer import Context, Scorer
 from emosteer.timesheet import Generated, Timesheet
+from emosteer.turns import Talk, context_of, hold, stored, talks_for
 
 log = logging.getLogger(__name__)
 
@@ -65,16 +66,19 @@ class _Unscored:
 
 @dataclass
 class _Prepared:
-    """A cell whose requests are ready, and the replies that have come so far."""
+    """A cell whose dialogues are ready, with the replies that have come so far."""
 
     task: Task
-    requests: list[Request]
+    talks: list[Talk]
     resolved: Resolved
-    replies: dict[int, Reply] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
-        return len(self.replies) == len(self.requests)
+        return all(talk.is_over for talk in self.talks)
+
+    def begin_again(self) -> None:
+        """Forget the replies that have come so far."""
+        self.talks = [talk.anew() for talk in self.talks]
 
 
 class Worker:
@@ -315,8 +319,8 @@ class Worker:
         cell = task.cell
         steering, resolved = self._resources_of(loaded).steering(cell)
         prompts = self.store.prompts(cell.prompts)
-        requests = requests_for(loaded.model, prompts, cell.generation, cell.seed, steering, cell.prompts_name, cell.instruction)
-        return _Prepared(task, requests, resolved)
+        talks = talks_for(loaded.model, prompts, cell.generation, cell.seed, steering, cell.prompts_name, cell.instruction)
+        return _Prepared(task, talks, resolved)
 
     def _reply(self, loaded: Loaded, prepared: Sequence[_Prepared], publisher: Publisher) -> None:
         """Generate and publish; where the batch raises, every cell runs alone, so that only the bad one fails."""
@@ -337,26 +341,17 @@ class Worker:
                 if len(prepared) == 1:
                     self._fail(prepared[0].task, error)
                 for one in rest if len(prepared) > 1 else ():
-                    one.replies.clear()
+                    one.begin_again()
                     self._reply(loaded, [one], publisher)
                 return
             if cell is None:
                 return
-            share = sum(len(reply.tokens) for reply in cell.replies.values()) / max(generated, 1)
+            share = sum(talk.n_tokens for talk in cell.talks) / max(generated, 1)
             self._publish(loaded, cell, (time.perf_counter() - started) * min(share, 1.0), publisher)
 
     def _publish(self, loaded: Loaded, done: _Prepared, seconds: float, publisher: Publisher) -> None:
         cell = done.task.cell
-        replies = [
-            StoredReply(
-                request.row_seed.prompt_id,
-                request.row_seed.sample,
-                loaded.model.dialogue.reply(done.replies[i].tokens),
-                done.replies[i].tokens,
-                done.replies[i].finished,
-            )
-            for i, request in enumerate(done.requests)
-        ]
+        replies = stored(done.talks)
         provenance = Provenance(
             attempt=max(self.leases[cell.id].attempt, 1 + self.lost[cell.id]),
             seconds=round(seconds, 3),
@@ -401,7 +396,11 @@ class Worker:
                         # The other scorers go on: one that fails takes none of their columns with it.
                         self._fail(one.task, found)
                     else:
-                        yield ScoreSet(one.task.cell, scorer.key, scorer.facts(), found)
+                        scores = ScoreSet(one.task.cell, scorer.key, scorer.facts(), found)
+                        for reason, numbers in scores.not_computed.items():
+                            told = (scorer.name, one.task.cell.id, len(numbers), reason)
+                            log.warning("scorer %s of %s: %d replies not computed: %s", *told)
+                        yield scores
 
     def _pools(self, loaded: Loaded, tasks: Sequence[Task]) -> Iterator[list[_Unscored]]:
         """Cells that lack scores, so many together as a pool has room for."""
@@ -424,8 +423,7 @@ class Worker:
             yield pool
 
     def _context(self, loaded: Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:
-        prompts = {p.id: loaded.model.dialogue.prompt(p.messages) for p in self.store.prompts(task.cell.prompts)}
-        return Context(loaded.engine, [prompts[reply.prompt_id] for reply in replies], [reply.tokens for reply in replies])
+        return context_of(loaded.engine, self.store.prompts(task.cell.prompts), replies, self.store.answers)
 
     def _fail(self, task: Task, error: Exception) -> None:
         if isinstance(error, RuntimeError) and BROKEN_DEVICE.search(str(error)):
@@ -458,14 +456,11 @@ def versions() -> dict[str, str]:
 
 
 def _completed(engine: Engine, prepared: Sequence[_Prepared], on_tokens: Callable[[int], None]) -> Iterator[_Prepared]:
-    """Generate all cells' rows in common batches; yield each cell when its last reply is there."""
-    owners = [(cell, i) for cell in prepared for i in range(len(cell.requests))]
-    requests = [request for cell in prepared for request in cell.requests]
-    for index, reply in engine.generate(requests, on_tokens):
-        cell, i = owners[index]
-        cell.replies[i] = reply
-        if cell.is_complete:
-            yield cell
+    """Hold all cells' dialogues in common batches; yield each cell when its last reply is there."""
+    owners = [cell for cell in prepared for _ in cell.talks]
+    for index in hold(engine, [talk for cell in prepared for talk in cell.talks], on_tokens):
+        if owners[index].is_complete:
+            yield owners[index]
 
 
 def _order(task: Task) -> int:

@@ -76,7 +76,7 @@ def made_up_cell(store: Store, pair: str = "joy_sadness", n_prompts: int = 10, n
 
 
 def random_replies(store: Store, cell: Cell, seed: int) -> list[StoredReply]:
-    """Replies in the order of prompts, then samples."""
+    """Replies in the order of prompts, then samples, then turns."""
     chance = np.random.default_rng(seed)
     return [
         StoredReply(
@@ -85,9 +85,12 @@ def random_replies(store: Store, cell: Cell, seed: int) -> list[StoredReply]:
             f"Reply \u2028 {chance.integers(1000)} é \U0001f600",
             tuple(map(int, chance.integers(99, size=5))),
             True,
+            turn,
+            f"said {turn}" if turn else "",
         )
         for prompt in store.prompts(cell.prompts)
         for sample in range(cell.generation.n_samples)
+        for turn in range(prompt.n_replies)
     ]
 
 

@@ -173,7 +173,10 @@ def test_a_plain_texts_id_and_so_its_sampled_reply_do_not_depend_on_its_neighbou
 @pytest.mark.parametrize(
     ("prompts", "message"),
     [
-        ("How are you?", r"prompts='How are you\?': no such file, and none of the shipped confirmation, conversation, replication"),
+        (
+            "How are you?",
+            r"prompts='How are you\?': no such file, and none of the shipped confirmation, conversation",
+        ),
         ("x" * 5000, "no such file"),
         ("~nobody knows", "no such file"),
         ([], "prompts is empty"),

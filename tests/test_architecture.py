@@ -21,8 +21,8 @@ LAYERS = (
     ("scoring", "statistics"),
     ("records",),
     ("scored",),
-    ("agreement", "caveats"),
-    ("checks", "figures", "progress", "sources", "tables", "timesheet", "vector_file"),
+    ("agreement", "caveats", "predictions"),
+    ("checks", "figures", "measures", "progress", "sources", "tables", "timesheet", "turns", "vector_file"),
     ("bench", "composer", "hydra_messages", "objective", "overview", "resources"),
     ("one_line",),
     ("planning", "summary", "tracking", "worker"),
@@ -52,6 +52,7 @@ UNKNOWN = {
     "scored": FRONT_ENDS + MODELS,
     "agreement": FRONT_ENDS + MODELS,
     "caveats": FRONT_ENDS + MODELS,
+    "predictions": FRONT_ENDS + MODELS,
     "tables": FRONT_ENDS + MODELS,
 }
 """What a module must not import, at its top or in a function: torch code knows nothing of Hydra, files or W&B, records nothing

@@ -232,6 +232,40 @@ def test_bad_messages_are_refused(messages: object, saying: str, tmp_path: Path)
     assert saying in refusal_of(load_prompts, DIALOGUE, bad, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("more", "saying"),
+    [
+        ({"turns": "And then?"}, "'turns' must be a list"),
+        ({"turns": ["And then?", " "]}, "'turns' must be a text that is not empty"),
+        ({"turns": [7]}, "'turns'"),
+        ({"turns": ["And?"], "partner": {"system": "You buy.", "turns": 3}}, "give one of them"),
+        ({"partner": "You buy."}, "'partner' needs a 'system' text"),
+        ({"partner": {"turns": 3}}, "'system'"),
+        ({"partner": {"system": "You buy."}}, "2 to 20, found None"),
+        ({"partner": {"system": "You buy.", "turns": 1}}, "2 to 20, found 1"),
+        ({"partner": {"system": "You buy.", "turns": 21}}, "2 to 20, found 21"),
+        ({"partner": {"system": "You buy.", "turns": True}}, "2 to 20, found True"),
+    ],
+)
+def test_bad_dialogues_are_refused(more: dict[str, object], saying: str, tmp_path: Path) -> None:
+    assert saying in refusal_of(load_prompts, PROMPT, {"id": "bad", "text": "Hello."} | more, tmp_path)
+
+
+def test_dialogues_are_read_and_written_as_they_are(tmp_path: Path) -> None:
+    lines = [
+        {"id": "a", "text": "One", "turns": ["Two", "Three"]},
+        {"id": "b", "text": "One", "partner": {"system": "You buy.", "turns": 4}},
+    ]
+    found = load_prompts(write(tmp_path / "a.jsonl", *lines))
+    assert [prompt.n_replies for prompt in found] == [3, 4]
+    again = tmp_path / "b.jsonl"
+    again.write_text(to_json_lines(found))
+    assert load_prompts(again) == found
+    plain = load_prompts(write(tmp_path / "c.jsonl", {"id": "a", "text": "One"}))
+    assert digest(plain) != digest(found[:1])
+    assert "turns" not in to_json_lines(plain), "what was hashed before there were dialogues stays"
+
+
 def test_a_prompt_needs_text_or_messages(tmp_path: Path) -> None:
     message = refusal_of(load_prompts, PROMPT, {"id": "bad", "category": "plans"}, tmp_path)
     assert "'text'" in message

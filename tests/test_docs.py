@@ -61,7 +61,7 @@ def reference() -> ModuleType:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory with all files that the pages show and commands name, and `a-model`, which has 32 blocks and no layers."""
+    """A directory with all files that pages show and commands name, `a-model` of 32 blocks and no layers, and `a-classifier`."""
     for page in PAGES:
         write_example_files(page, tmp_path)
     for name, shipped in DATA.items():
@@ -73,6 +73,10 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     model.mkdir()
     (model / "config.json").write_text(json.dumps({"num_hidden_layers": 32}))
     save_file({"nothing": np.zeros(1)}, model / "model.safetensors")
+    classifier = shutil.copytree(model, tmp_path / "a-classifier")
+    head = {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "joy", "1": "anger"}}
+    (classifier / "config.json").write_text(json.dumps({"num_hidden_layers": 2, **head}))
+    monkeypatch.setenv("JUDGE_KEY", "made-up")
     return tmp_path
 
 

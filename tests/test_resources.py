@@ -275,6 +275,47 @@ def test_an_attribution_without_a_check(store: Store, cell: Cell) -> None:
     assert attributed(store, cell, 0)["check"] == []
 
 
+@pytest.mark.parametrize(("metric", "unit"), [("words", "nats"), ("projection", "residual length"), ("kl", "nats")])
+def test_metric_method_and_neurons_of_an_attribution_are_stored(store: Store, cell: Cell, metric: str, unit: str) -> None:
+    pairs = [DiagnosticPair(one, f"Say {one} 1", f"Say {one} 2", "I", ("h", "j"), ("s", "t")) for one in "abcdefgh"]
+    config = AttributionConfig(metric=metric, method="atp_star", neurons=3, check=1)
+    assert cell.pair is not None
+    cell = dataclasses.replace(
+        cell,
+        attribution=AttributionSpec(store.keep_texts(pairs), config),
+        pair=dataclasses.replace(cell.pair, texts=store.keep_texts(PAIRS)),
+    )
+    made = resources(store).attribution(cell)
+    read = resources(store).attribution(cell)
+    summary = store.attribution_summary(cell.attribution_id) or {}
+
+    assert (summary["method"], summary["unit"]) == ("atp_star", unit)
+    assert {one["site"] for one in summary["check"]} == {"attention", "mlp", "head", "query", "key", "neuron"}
+    assert read.neurons_last is not None
+    assert [row[:2] for row in summary["neurons"]["last"]] == [list(place) for place in read.neurons_last.places]
+    assert [row[2] for row in summary["neurons"]["last"]] == pytest.approx(read.neurons_last.scores.mean(0).tolist())
+    torch.testing.assert_close(read.last["query"], made.last["query"])
+    by_metric = {
+        "words": summary["metric_clean"] != 0,
+        "projection": float(made.metric_clean[0]) == pytest.approx(projected(pairs[0]), abs=1e-4),
+        "kl": abs(summary["metric_clean"]) < 1e-5 and summary["metric_corrupted"] < 0,
+    }
+    assert by_metric[metric]
+
+
+def projected(pair: DiagnosticPair) -> float:
+    """The last block's output at the last position of a clean prompt, along the mean difference there."""
+    model = tiny_model("llama")
+    direction = mean_difference(read_states(model, PAIRS))[-1]
+    prompt = model.dialogue.prompt([{"role": "user", "content": pair.clean}], pair.reply_prefix)
+    seen: list[torch.Tensor] = []
+    handle = model.anatomy.blocks[-1].register_forward_hook(lambda _m, _a, output: seen.append(output[0, -1]))
+    with torch.no_grad():
+        model.model(torch.tensor([prompt]))
+    handle.remove()
+    return float(seen[0] @ direction / direction.norm())
+
+
 def rewritten(change: Callable[[dict[str, torch.Tensor], dict[str, str]], object]) -> Callable[[Path], None]:
     """A damage: other tensors or metadata, in a file that reads."""
 

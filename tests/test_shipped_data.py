@@ -31,12 +31,15 @@ from emosteer.datasets import (
     load_neutral_texts,
     load_prompts,
 )
+from emosteer.scoring.negotiation import amounts
 
 if TYPE_CHECKING:
     from emosteer.model.language_model import LanguageModel
 
 PAIRS = ("joy_sadness", "trust_disgust", "anger_fear", "anticipation_surprise", "love_hate")
 PROMPTS = {"conversation": 80, "confirmation": 48, "replication": 48}
+DIALOGUES = {"dialogues": 24, "negotiation": 16}
+"""Sets of prompts that go on after the first reply."""
 NRC_EMOTIONS = {"love": "joy", "hate": "anger"}
 """Where the lexicon has no category of an emotion's name."""
 FIRST_PERSON = re.compile(r"(i|we)('(m|re|ve|d|ll))?|me|mine|my|myself|us|ours?|ourselves")
@@ -90,7 +93,7 @@ def prompts(name: str) -> list[Prompt]:
 
 
 def all_prompts() -> list[Prompt]:
-    return [prompt for name in PROMPTS for prompt in prompts(name)]
+    return [prompt for name in (*PROMPTS, *DIALOGUES) for prompt in prompts(name)]
 
 
 def contrastive_texts() -> dict[str, str]:
@@ -151,7 +154,7 @@ def told_apart(pairs: Sequence[ContrastivePair], keep: Callable[[str], bool]) ->
 def test_no_shipped_set_is_left_out() -> None:
     assert {path.stem for path in (SHIPPED / "pairs").iterdir()} == set(PAIRS)
     assert {path.stem for path in (SHIPPED / "diagnostics").iterdir()} == set(PAIRS)
-    assert {path.stem for path in (SHIPPED / "prompts").iterdir()} == set(PROMPTS)
+    assert {path.stem for path in (SHIPPED / "prompts").iterdir()} == {*PROMPTS, *DIALOGUES}
     assert [path.stem for path in (SHIPPED / "neutral").iterdir()] == ["neutral"]
 
 
@@ -252,15 +255,15 @@ def test_a_continuation_is_one_token_of_smollm2(name: str, smollm2: LanguageMode
 # Prompts
 
 
-@pytest.mark.parametrize(("name", "at_least"), PROMPTS.items())
+@pytest.mark.parametrize(("name", "at_least"), (PROMPTS | DIALOGUES).items())
 def test_there_are_enough_prompts(name: str, at_least: int) -> None:
     assert len({prompt.id for prompt in prompts(name)}) == len(prompts(name)) >= at_least
 
 
-@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("name", [*PROMPTS, "dialogues"])
 def test_eight_categories_are_balanced_and_alternate(name: str) -> None:
     categories = [prompt.category for prompt in prompts(name)]
-    assert set(categories) == {prompt.category for prompt in all_prompts()}
+    assert set(categories) == {prompt.category for prompt in prompts("conversation")}
     assert len(set(categories)) == 8
     assert len(set(Counter(categories).values())) == 1
     # So that the first n of a file, at any n, hold each category as often as the others, give or take one.
@@ -271,9 +274,28 @@ def emotion_words(text: str) -> list[str]:
     return [word for word in words(text) if EMOTION_WORD.fullmatch(word)]
 
 
-@pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.parametrize("name", [*PROMPTS, *DIALOGUES])
 def test_prompts_name_no_emotion(name: str) -> None:
-    assert {prompt.id: found for prompt in prompts(name) if (found := emotion_words(prompt.text))} == {}
+    said = {prompt.id: " ".join([prompt.text, *prompt.turns]) for prompt in prompts(name)}
+    assert {prompt: found for prompt, text in said.items() if (found := emotion_words(text))} == {}
+
+
+def test_a_user_of_a_dialogue_speaks_three_times_and_never_in_the_same_words() -> None:
+    assert {prompt.n_replies for prompt in prompts("dialogues")} == {3}
+    said = [tuple(words(text)) for prompt in prompts("dialogues") for text in (prompt.text, *prompt.turns)]
+    assert len(set(said)) == len(said)
+
+
+def test_negotiations_leave_room_to_agree_and_each_side_is_taken_as_often() -> None:
+    found = prompts("negotiation")
+    assert Counter(prompt.category for prompt in found) == {"selling": 8, "buying": 8}
+    for prompt in found:
+        assert prompt.partner is not None
+        wanted, limit = amounts(prompt.messages[0]["content"])
+        theirs, their_limit = amounts(prompt.partner.system)
+        sign = 1 if prompt.category == "selling" else -1
+        assert sign * wanted > sign * their_limit > sign * limit > sign * theirs, prompt.id
+        assert theirs in amounts(prompt.text), "it opens with what it would like"
 
 
 def test_the_list_of_emotion_words_finds_them_where_they_are() -> None:

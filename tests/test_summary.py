@@ -133,7 +133,8 @@ def test_more_than_a_screenful_of_cells_is_cut_and_says_so(sweep: Sweep) -> None
     text = printed(sweep)
 
     assert "The 40 largest effects of 46 cells; all are in results.csv." in text
-    assert text.count("joy_sadness") == 40 + 3, "each, the confirmation, the best and the agreement of its scorers"
+    assert text.count("joy_sadness") == 40 + 4, "each, the confirmation, the best, the agreement of its scorers, and the prediction"
+    assert "joy_sadness on made-up, joy at 23 coefficients: not computed, its attribution is not there" in " ".join(text.split())
 
 
 def test_a_sweep_of_failures_names_them(sweep: Sweep) -> None:
@@ -312,3 +313,18 @@ def test_the_order_of_rows_does_not_matter() -> None:
         found = best_readable(candidates(*rows).iloc[order])
         assert found is not None
         assert found["cell_id"] == "2"
+
+
+def test_whether_attribution_predicts_steering_is_told(sweep: Sweep) -> None:
+    cells = [made_up_cell(sweep.store, layers=(block,), attribution=None) for block in range(3)]
+    run(sweep, cells)
+    tables = build(sweep)
+    known = {"rho": 0.5, "ci_low": -0.25, "ci_high": 0.75, "first_scored": 2, "first_steered": 1, "reason": ""}
+    question = "Does attribution predict steering? joy_sadness on made-up, joy at 0.2: "
+
+    assert question + "not computed, attribution is switched off" in " ".join(printed(sweep).split())
+    out = io.StringIO()
+    answered = dataclasses.replace(tables, predictions=tables.predictions.assign(**known))
+    Console(file=out, width=100, highlight=False).print(summary(sweep.name, answered))
+    answer = "rho +0.50 [-0.25, +0.75] over 3 blocks; block 2 is scored first, block 1 has the largest effect"
+    assert question + answer in " ".join(out.getvalue().split())

@@ -417,7 +417,14 @@ def test_report_twice_gives_the_same_files(desk: Path) -> None:
     assert "Half done" not in first.stdout
     assert contents(sweep.paths.root) == files
     assert second["complete"]
-    assert second["rows"] == {"results": 4, "replies": 5 * 4, "trends": second["rows"]["trends"], "confirmations": 1, "agreement": 1}
+    assert second["rows"] == {
+        "results": 4,
+        "replies": 5 * 4,
+        "trends": second["rows"]["trends"],
+        "confirmations": 1,
+        "predictions": 3,
+        "agreement": 1,
+    }
     assert all(
         Path(second["files"][name]).is_file()
         for name in (
@@ -427,6 +434,7 @@ def test_report_twice_gives_the_same_files(desk: Path) -> None:
             "replies_parquet",
             "trends_csv",
             "confirmations_csv",
+            "predictions_csv",
             "agreement_csv",
         )
     )

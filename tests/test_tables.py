@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import math
 import warnings
@@ -16,7 +17,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
-from emosteer.records.cell import CELL, Cell, Part
+from emosteer.datasets import Prompt
+from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, Cell, Part
 from emosteer.records.publish import publish_json
 from emosteer.records.store import Store
 from emosteer.records.sweep import Sweep
@@ -432,7 +434,7 @@ def test_building_twice_gives_the_same(sweep: Sweep, store: Store) -> None:
     first = run(sweep, grid(store, n_samples=2), n_controls=2)
     second = build(Sweep(sweep.paths.root, Store(store.paths.root)))
 
-    for name in ("results", "replies", "trends", "confirmations", "agreement"):
+    for name in ("results", "replies", "trends", "confirmations", "predictions", "agreement"):
         pd.testing.assert_frame_equal(getattr(first, name), getattr(second, name), check_exact=True)
 
 
@@ -448,6 +450,7 @@ def test_the_order_of_cells_does_not_matter(sweep: Sweep, store: Store, tmp_path
         "replies": ["cell_id", "prompt_id", "sample"],
         "trends": ["pair", "layers", "metric"],
         "confirmations": ["pair"],
+        "predictions": ["pair", "coefficients"],
         "agreement": ["pair", "metric", "other"],
     }
     for name, key in keys.items():
@@ -568,3 +571,100 @@ def test_two_prompt_sets_have_their_own_baselines(sweep: Sweep, store: Store) ->
     assert tables.replies.query("is_baseline")["cell_id"].nunique() == 2
     assert [row_of(tables, cell)["n_prompts"] for cell in cells] == [10, 6]
     assert [row_of(tables, cell)["joy_n"] for cell in cells] == [10, 6]
+
+
+def test_turns_have_the_effect_of_each_reply_alone(sweep: Sweep, store: Store) -> None:
+    prompts = [Prompt(f"p{i}", "One", "", ({"role": "user", "content": "One"},), turns=("Two", "Three")) for i in range(9)]
+    cell = made_up_cell(store, prompts=store.keep_texts(prompts))
+    tables = run(sweep, [cell])
+    replies = tables.replies.set_index("cell_id")
+    found = tables.turns[tables.turns["metric"] == "joy"]
+    assert found["turn"].tolist() == [0, 1, 2]
+    for row in found.to_dict("records"):
+        at_turn = replies[replies["turn"] == row["turn"]]
+        steered, unsteered = at_turn.loc[cell.id, "joy"], at_turn.loc[cell.baseline_id, "joy"]
+        assert row["delta"] == pytest.approx(steered.mean() - unsteered.mean())
+        assert row["p"] == pytest.approx(stats.wilcoxon(steered.to_numpy(), unsteered.to_numpy()).pvalue)
+        assert row["n"] == 9
+    # The prompt is the unit, over all of its turns.
+    means = [per_prompt(tables.replies, key, "joy") for key in (cell.id, cell.baseline_id)]
+    assert row_of(tables, cell)["joy_n"] == 9
+    assert row_of(tables, cell)["joy_delta"] == pytest.approx((means[0] - means[1]).mean())
+    assert replies.loc[cell.id, "prompt"].tolist()[:3] == ["One", "said 1", "said 2"]
+
+
+def test_there_is_no_table_of_turns_where_replies_end_the_dialogues(sweep: Sweep, store: Store) -> None:
+    assert run(sweep, [made_up_cell(store)]).turns.empty
+
+
+def attributed(store: Store, cell: Cell, block_scores: list[float]) -> Cell:
+    """A cell's attribution, made up in the store; the task of it."""
+    key = cell.attribution_id
+    scores = b"made up"
+    publish_json(
+        store.paths.attribution_summary(key),
+        {"id": key, "model": "made-up", "pair": "joy_sadness", "block_scores": block_scores}
+        | {"ranking": sorted(range(len(block_scores)), key=lambda b: -block_scores[b])}
+        | {"scores_sha256": hashlib.sha256(scores).hexdigest()},
+    )
+    store.paths.attribution_scores(key).write_bytes(scores)
+    return Cell(ATTRIBUTION, cell.model, pair=cell.pair, attribution=cell.attribution)
+
+
+SCORES_OF_BLOCKS = [0.3, -0.1, 0.8, 0.5, 0.0, 0.2]
+
+
+def steered_by_block(sweep: Sweep, cells: list[Cell], effects: dict[int, float], **company: object) -> Tables:
+    """A sweep whose joy rises by `effects[block]` for each unit of coefficient, at each prompt by more or less."""
+    tasks = [*with_company(cells), *([attributed(sweep.store, cells[0], SCORES_OF_BLOCKS)] if cells[0].attribution else [])]
+    join(sweep, tasks)
+    for one in with_company(cells):
+        chance = np.random.default_rng(len(one.id) if one.kind == BASELINE else seed_of(one))
+        shift = effects[one.layers[0]] * one.coefficient if one.kind == CELL and one.layers else 0.0
+        publish(sweep.store, sweep.scorers(), one, random_scores(10, 0) | {"joy": list(5 + shift + chance.normal(0, 0.4, 10))})
+    return build(sweep)
+
+
+def test_predictions_have_the_rank_correlation_that_was_put_in(sweep: Sweep, store: Store) -> None:
+    effects = {0: 20.0, 1: -10.0, 2: 30.0, 3: 90.0, 4: 5.0, 5: 12.0}
+    cells = [made_up_cell(store, layers=(block,), coefficient=c) for block in effects for c in (-0.2, 0.1, 0.3)]
+    tables = steered_by_block(sweep, [*cells, made_up_cell(store, layers=(1, 2))], effects)
+    found = tables.predictions.set_index("coefficients")
+
+    assert list(found.index) == ["-0.2", "0.1", "0.3", "-0.2+0.1+0.3"]
+    whole = found.loc["-0.2+0.1+0.3"]
+    true = stats.spearmanr(SCORES_OF_BLOCKS, list(effects.values())).statistic
+    assert 0.5 < true < 1
+    assert whole["rho"] == pytest.approx(true)
+    assert whole["ci_low"] - 1e-9 <= true <= whole["ci_high"] + 1e-9
+    assert (whole["n_blocks"], whole["n"], whole["first_scored"], whole["first_steered"], whole["reason"]) == (6, 10, 2, 3, "")
+    assert (whole["attribution_id"], whole["primary"]) == (cells[0].attribution_id, "joy")
+    for c in (-0.2, 0.1, 0.3):
+        deltas = [math.copysign(1, c) * row_of(tables, cell)["joy_delta"] for cell in cells if cell.coefficient == c]
+        assert found.loc[f"{c:g}", "rho"] == pytest.approx(stats.spearmanr(SCORES_OF_BLOCKS, deltas).statistic)
+
+
+def test_predictions_use_the_coefficients_that_all_blocks_have(sweep: Sweep, store: Store) -> None:
+    effects = dict(enumerate([20.0, -10.0, 30.0, 90.0, 5.0]))
+    cells = [made_up_cell(store, layers=(block,), coefficient=c) for block in effects for c in (0.1, 0.2, 0.3) if block or c < 0.3]
+    tables = steered_by_block(sweep, cells, effects)
+    assert tables.predictions.set_index("coefficients")["n_blocks"].to_dict() == {"0.1": 5, "0.2": 5, "0.3": 4, "0.1+0.2": 5}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "changes", "reason"),
+    [
+        (2, {}, "2 steered blocks are too few for a rank correlation: steer at least 3"),
+        (5, {"attribution": None}, "attribution is switched off"),
+    ],
+)
+def test_predictions_say_why_there_are_none(sweep: Sweep, store: Store, blocks: int, changes: dict[str, object], reason: str) -> None:
+    cells = [made_up_cell(store, layers=(block,), **changes) for block in range(blocks)]  # type: ignore[arg-type]
+    (row,) = steered_by_block(sweep, cells, dict.fromkeys(range(blocks), 10.0)).predictions.to_dict("records")
+    assert (row["reason"], row["n_blocks"]) == (reason, blocks)
+    assert all(math.isnan(row[key]) for key in ("rho", "ci_low", "ci_high"))
+
+
+def test_an_attribution_that_is_pending_is_told(sweep: Sweep, store: Store) -> None:
+    tables = run(sweep, [made_up_cell(store, layers=(block,)) for block in range(4)])
+    assert list(tables.predictions["reason"]) == ["its attribution is not there"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_module
+from judge_server import KEY, completion, rated, serving, well
+from tiny_classifier import save_classifier
 from tiny_models import bare_model, tokenizer_of
 
 from emosteer import worker as workers
@@ -23,6 +26,9 @@ from emosteer.launcher import Job, open_sweep, submit
 from emosteer.planning import typed
 from emosteer.progress import Silent
 from emosteer.records.sweep import Sweep
+from emosteer.scoring import endpoint
+from emosteer.scoring.text import split_words
+from emosteer.tables import build
 from emosteer.timesheet import PARTS
 from emosteer.worker import Worker
 
@@ -357,3 +363,73 @@ def test_a_record_says_how_the_engine_went_and_where_the_time_did(
     assert worker.sheet.seconds["scoring"] > 0
     assert "1 CPU thread: engine.threads" in caplog.messages
     assert any(" goes the way shared: gives the logits" in message for message in caplog.messages)
+
+
+CLASSIFIER = "+scorers.feelings={_target_: emosteer.scoring.classifier.classifier, path: %s}"
+JUDGE = "+scorers.judge={_target_: emosteer.scoring.judge.judge, base_url: '%s', model: made-up, emotions: [joy, trust], "
+JUDGE += "attempts: 2, backoff: 0.01, key_env: MY_KEY}"
+
+
+def test_a_judge_that_is_down_fails_the_cells_alone_and_is_asked_again_when_they_are_retried(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    monkeypatch.setenv("EMOSTEER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(endpoint, "_down", {})
+    with serving(lambda *_: (503, {"error": KEY})) as server:
+        sweep = submitted(tmp_path, model, CLASSIFIER % save_classifier(tmp_path / "classifier"), JUDGE % server.url)
+        Worker(sweep).run()
+
+        assert left(sweep) == 0
+        failures = [json.loads(path.read_text()) for path in sweep.paths.failures.iterdir()]
+        assert len(failures) == len(COEFFICIENTS) + 1
+        assert all("HTTP 503" in failure["message"] for failure in failures)
+        assert len(server.calls) <= 2 * 4, "not cell by cell"
+        feelings = next(one.key for one in sweep.scorers() if one.name == "feelings")
+        stored = [sweep.store.scores(task.cell, feelings) for task in sweep.tasks()]
+        assert all(one and set(one) == {"classifier_joy", "classifier_sadness", "classifier_mixed_other"} for one in stored)
+        assert "judge_joy" not in build(sweep).results.dropna(axis="columns", how="all")
+
+        server.say = well
+        endpoint._down.clear()
+        for task in sweep.tasks():
+            sweep.forget_failure(task.cell)
+        calls = len(server.calls)
+        Worker(sweep).run()
+    tables = build(sweep)
+    assert set(tables.results["status"]) == {"done"}
+    texts = {text for text in tables.replies["reply"] if split_words(text)}
+    assert len(server.calls) - calls == len(texts), "each text once"
+    for row in tables.replies.to_dict("records"):
+        if row["reply"] in texts:
+            assert row["judge_joy"] == rated(row["reply"])["joy"]
+        else:
+            assert math.isnan(row["judge_joy"])
+    assert {"judge_joy_delta", "classifier_joy_q"} <= set(tables.results)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [path for path in written if KEY.encode() in path.read_bytes()], "the key is nowhere"
+
+
+def test_what_was_not_computed_stands_beside_the_scores_with_the_reason(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MY_KEY", KEY)
+    monkeypatch.setattr(endpoint, "_down", {})
+    with serving(lambda *_: (200, completion("Very joyful!"))) as server:
+        sweep = submitted(tmp_path, model, JUDGE % server.url)
+        Worker(sweep).run()
+    (judge,) = [one.key for one in sweep.scorers() if one.name == "judge"]
+    for task in sweep.tasks():
+        stored = json.loads(sweep.store.cell_paths(task.cell).score(judge).read_text())
+        assert stored["metrics"]["judge_joy"] == [None, None]
+        assert sorted(number for numbers in stored["not_computed"].values() for number in numbers) == [0, 1]
+        assert set(map(str, sweep.store.scores(task.cell, judge)["judge_joy"])) == {"nan"}  # type: ignore[index]
+    assert "replies not computed: the judge's answer is not what was asked for" in caplog.text
+    assert set(build(sweep).results["status"]) == {"done"}
+
+
+def test_a_classifier_or_judge_that_cannot_be_used_is_refused_before_anything_is_written(tmp_path: Path, model: Path) -> None:
+    for scorer, told in ((CLASSIFIER % model, "is LlamaForCausalLM"), (JUDGE % "http://localhost:1", "key_env=MY_KEY")):
+        with pytest.raises(EmosteerError, match=told):
+            submitted(tmp_path, model, scorer)
+    assert list(tmp_path.iterdir()) == []

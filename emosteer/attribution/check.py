@@ -15,7 +15,7 @@ from torch import Tensor
 from emosteer.attribution.case import Case
 from emosteer.attribution.exact import ALL, LAST, patch_components
 from emosteer.attribution.scores import ADDING_SITES, NOISING, Attribution
-from emosteer.model.anatomy import HEAD
+from emosteer.model.anatomy import HEAD, KEY, NEURON, QUERY
 from emosteer.model.batches import Progress, silent
 from emosteer.model.language_model import LanguageModel
 
@@ -33,7 +33,8 @@ class Agreement:
     position: str
     """`last` or `all`."""
     components: tuple[tuple[int, ...], ...]
-    """(block,), or of heads (block, head): first the strongest by attribution, then random ones."""
+    """(block,), or of heads (block, head): first the strongest by attribution, then random ones. Of neurons (block, neuron): those
+    that are kept."""
     attributed: tuple[float, ...]
     """In nats of the metric, as is `exact`."""
     exact: tuple[float, ...]
@@ -71,7 +72,7 @@ class Agreement:
 
 
 def check(model: LanguageModel, cases: Sequence[Case], found: Attribution, k: int, on_progress: Progress = silent) -> list[Agreement]:
-    """Compare an attribution with exact patching of each site's k strongest components and k random others.
+    """Compare an attribution with exact patching of each site's k strongest components and k random others, and of the kept neurons.
 
     The sample of pairs and the random components are the same each time.
 
@@ -90,16 +91,30 @@ def check(model: LanguageModel, cases: Sequence[Case], found: Attribution, k: in
     agreements = []
     for at in (LAST, ALL) if k else ():
         # All sites together: what comes before the patched positions is then read once.
-        scores, order = (found.last, found.pair_ids) if at == LAST else (found.everywhere, found.aligned_ids)
-        chosen = {site: _chosen(scores[site].mean(0), k, generator) for site in (*ADDING_SITES, HEAD) if site in scores}
-        places: list[Any] = [(site, *component) for site, components in chosen.items() for component in components]
-        exact = iter(patch_components(model, sample, places, at, on_progress).mean(0).tolist())
+        order = found.pair_ids if at == LAST else found.aligned_ids
         rows = [order.index(name) for name in ids]
-        for site, components in chosen.items():
-            means = scores[site][rows].mean(0)
-            own = tuple(float(means[component]) for component in components)
+        chosen = _components(found, at, k, rows, generator)
+        places: list[Any] = [(site, *component) for site, (components, _) in chosen.items() for component in components]
+        exact = iter(patch_components(model, sample, places, at, on_progress).mean(0).tolist())
+        for site, (components, own) in chosen.items():
             agreements.append(Agreement(site, at, components, own, tuple(islice(exact, len(components))), len(ids)))
     return agreements
+
+
+def _components(
+    found: Attribution, at: str, k: int, rows: Sequence[int], generator: torch.Generator
+) -> dict[str, tuple[tuple[tuple[int, ...], ...], tuple[float, ...]]]:
+    """Of each site the components to be patched, and their scores, means over the sample's rows. Of neurons those that are kept."""
+    scores = found.last if at == LAST else found.everywhere
+    chosen = {}
+    for site in (site for site in (*ADDING_SITES, HEAD, QUERY, KEY) if site in scores):
+        components = _chosen(scores[site].nanmean(0), k, generator)
+        means = scores[site][rows].mean(0)
+        chosen[site] = components, tuple(float(means[component]) for component in components)
+    neurons = found.neurons_last if at == LAST else found.neurons_everywhere
+    if neurons is not None:
+        chosen[NEURON] = neurons.places, tuple(neurons.scores[rows].mean(0).tolist())
+    return chosen
 
 
 def _chosen(scores: Tensor, k: int, generator: torch.Generator) -> tuple[tuple[int, ...], ...]:

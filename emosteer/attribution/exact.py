@@ -14,14 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from emosteer.attribution.case import Case, metric
+from emosteer.attribution.case import Case
 from emosteer.attribution.graph import skipping
-from emosteer.attribution.runs import Run, common_head, runs_of
+from emosteer.attribution.runs import Run, common_head, measured, runs_of
 from emosteer.errors import EmosteerError
-from emosteer.model.anatomy import HEAD, TOLERANCE, hidden
+from emosteer.model.anatomy import HEAD, KEY, NEURON, QUERY, TOLERANCE, hidden
+from emosteer.model.attention import opened, with_open_attention
 from emosteer.model.batches import Progress, run_in_batches, silent
 from emosteer.model.capture import Place, every_place, watching
-from emosteer.model.heads import parted, with_heads
+from emosteer.model.heads import n_parts, parted, with_heads, with_neurons
 from emosteer.model.language_model import LanguageModel
 from emosteer.model.prefix import agrees
 
@@ -30,7 +31,7 @@ ALL = "all"
 FIRST_DIFFERENCE = "first_difference"
 
 Component = tuple[str, int] | tuple[str, int, int]
-"""A site at a block; of heads with the head's number."""
+"""A site at a block; of heads and neurons with their number."""
 
 BATCH_TOKENS = 1024
 """In all rows that are patched together, what is read before and padding included."""
@@ -46,17 +47,18 @@ def patch_exactly(
     Args:
         model: the language model.
         cases: aligned ones, unless `at` is the last position.
-        site: residual, attention or mlp, before (the residual stream before the block) or head.
+        site: residual, attention or mlp, before (the residual stream before the block), head, or query or key (of each head).
         at: `last` (position), `all` positions at once, each case's `first_difference`, or a position counted from the end (-1).
         on_progress: told the scores that are there; each takes a row of a run.
 
     Raises:
-        EmosteerError: positions other than the last are asked for with prompts of unequal length, or heads can't be told.
+        EmosteerError: positions other than the last are asked for with prompts of unequal length, heads can't be told, or attention
+            can't be opened.
     """
-    if site != HEAD:
+    if site not in (HEAD, QUERY, KEY):
         return patch_components(model, cases, every_place(model.anatomy, (site,)), at, on_progress)
-    model = with_heads(model)
-    heads = [(site, block, head) for block in range(model.n_blocks) for head in range(model.anatomy.n_heads)]
+    model = with_heads(model) if site == HEAD else with_open_attention(with_heads(model))
+    heads = [(site, block, head) for block in range(model.n_blocks) for head in range(n_parts(model.anatomy, site))]
     return patch_components(model, cases, heads, at, on_progress).view(len(cases), model.n_blocks, -1)
 
 
@@ -70,15 +72,29 @@ def patch_components(
     Args:
         model: the language model.
         cases: aligned ones, unless `at` is the last position.
-        components: a site at a block each, as of `patch_exactly`; of heads with the head's number.
+        components: a site at a block each, as of `patch_exactly`; of heads and MLP neurons with their number.
         at: `last` (position), `all` positions at once, each case's `first_difference`, or a position counted from the end (-1).
         on_progress: told the scores that are there; each takes a row of a run.
 
     Raises:
-        EmosteerError: positions other than the last are asked for with prompts of unequal length, or heads can't be told.
+        EmosteerError: positions other than the last are asked for with prompts of unequal length, heads can't be told, or attention
+            can't be opened.
     """
-    if any(component[0] == HEAD for component in components):
+    sites = {component[0] for component in components}
+    if sites & {HEAD, QUERY, KEY}:
         model = with_heads(model)
+    if NEURON in sites:
+        model = with_neurons(model)
+    if sites & {QUERY, KEY}:
+        model = with_open_attention(model)
+        with opened(model):
+            return _patch(model, cases, components, at, on_progress)
+    return _patch(model, cases, components, at, on_progress)
+
+
+def _patch(
+    model: LanguageModel, cases: Sequence[Case], components: Sequence[Component], at: str | int, on_progress: Progress
+) -> Tensor:
     if at != LAST and (unequal := [case.id for case in cases if not case.is_aligned]):
         raise EmosteerError(f"patching at {at} needs prompts of equal length; unequal: {', '.join(unequal)}")
     scores = torch.empty(len(cases), len(components))
@@ -118,8 +134,8 @@ def _scores(
     lots = _lots(components, max(1, BATCH_TOKENS // (corrupted.length * len(cases))))
     beginnings = _Beginnings(model, {components[lot[0]][1] for lot in lots})
     with beginnings.recorded():
-        start = metric(corrupted.last_logits(model), cases)
-    beginnings.try_with(lambda: metric(corrupted.last_logits(model), cases), start)
+        start = measured(model, corrupted, cases)
+    beginnings.try_with(lambda: measured(model, corrupted, cases), start)
     for lot in lots:
         some = [components[number] for number in lot]
 
@@ -131,8 +147,7 @@ def _scores(
             return states
 
         with beginnings.skipped(some[0][1], len(some)), watching(model.anatomy, {component[:2] for component in some}, put):
-            logits = corrupted.times(len(some)).last_logits(model)
-        patched = metric(logits, list(cases) * len(some))
+            patched = measured(model, corrupted.times(len(some)), list(cases) * len(some))
         yield lot, (patched.view(len(some), len(cases)) - start).T.cpu()
 
 
@@ -190,7 +205,11 @@ class _Beginnings:
 
 def _own(model: LanguageModel, states: Tensor, component: Component) -> Tensor:
     """Of a place's states what is the component, as a view."""
-    return states if len(component) == 2 else parted(states, model.anatomy.n_heads)[..., component[2], :]
+    if len(component) == 2:
+        return states
+    if component[0] == NEURON:
+        return states[..., component[2] : component[2] + 1]
+    return parted(states, n_parts(model.anatomy, component[0]))[..., component[2], :]
 
 
 def _put(states: Tensor, clean: Tensor, cases: Sequence[Case], at: str | int) -> None:

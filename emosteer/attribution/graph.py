@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from emosteer.model.anatomy import hidden
+from emosteer.model.capture import with_hidden
+
 Bytes = Counter[torch.device]
 """By device: a model may be spread over several."""
 
@@ -39,6 +42,26 @@ def checkpointed(blocks: Iterable[nn.Module]) -> Iterator[None]:
     """
     with _forwarding(blocks, lambda forward: partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)):
         yield
+
+
+@contextmanager
+def dropping(block: nn.Module | None) -> Iterator[None]:
+    """Let no gradient flow back through what a block adds to the residual stream, only past it; None drops nothing.
+
+    No number of the forward changes. Hooks that are set inside see the stream after the block with its whole gradient.
+    Source: GradDrop (Kramár et al. 2024, section 3.2).
+    """
+
+    def drop(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        before = args[0] if args else kwargs["hidden_states"]
+        return with_hidden(output, hidden(output).detach() + (before - before.detach()))
+
+    handle = block.register_forward_hook(drop, with_kwargs=True) if block is not None else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
 
 
 @contextmanager

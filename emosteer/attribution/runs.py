@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from emosteer.attribution.case import Case, metric
+from emosteer.attribution.case import PROJECTION, Case, metric
 from emosteer.attribution.graph import Bytes, counting
 from emosteer.attribution.scores import SITES
-from emosteer.model.anatomy import BEFORE, HEAD
+from emosteer.model.anatomy import BEFORE, HEAD, NEURON
 from emosteer.model.capture import Place, enters_whole, every_place, watching
 from emosteer.model.language_model import LanguageModel
 from emosteer.model.memory import free_memory, give_back, is_out_of_memory
@@ -122,9 +122,20 @@ class Plan:
         return case.n_scored / self.tokens + before / self.prefix_tokens
 
 
+def measured(model: LanguageModel, run: Run, cases: Sequence[Case]) -> Tensor:
+    """The metric [case] of a run, one case a row."""
+    if cases[0].kind != PROJECTION:
+        return metric(run.last_logits(model), cases)
+    seen: list[Tensor] = []
+    # A block that is computed again for the backward pass comes by once more.
+    with watching(model.anatomy, [("residual", model.n_blocks - 1)], lambda _place, states: seen.append(states[:, -1])):
+        run.last_logits(model)
+    return metric(seen[0], cases)
+
+
 def scored_places(model: LanguageModel) -> list[Place]:
-    """All of which a score is taken: every site at every block, with heads if they are found, and what enters the first block."""
-    sites = (*SITES, HEAD) if model.anatomy.n_heads else SITES
+    """All of which a score is taken: every site at every block, with heads and neurons if found, and what enters the first block."""
+    sites = (*SITES, *([HEAD] if model.anatomy.n_heads else []), *([NEURON] if model.anatomy.down else []))
     return [(BEFORE, 0), *every_place(model.anatomy, sites)]
 
 
@@ -198,7 +209,7 @@ def _measure_last(model: LanguageModel, case: Case, in_parts: bool, n_tokens: in
     weights = [*model.model.parameters(), *model.model.buffers()]
     places = scored_places(model)
     with torch.enable_grad(), counting(weights) as graph, watching(model.anatomy, places, look):
-        metric(run.last_logits(model), [case])
+        measured(model, run, [case])
     one_block = Bytes({device: held // max(blocks[device], 1) for device, held in graph.items()})
     past = Bytes()
     for keys, values in run.prefix.layers if run.prefix else ():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from emosteer.config import DIRECTIONS
 from emosteer.errors import EmosteerError
-from emosteer.model.anatomy import HEAD
+from emosteer.model.anatomy import HEAD, KEY, QUERY
 
 ADDING_SITES = ("attention", "mlp")
 """The sites that add to the residual stream, which is only their sum."""
@@ -36,6 +36,16 @@ class Certainty:
 
 
 @dataclass(frozen=True)
+class Neurons:
+    """The MLP neurons with the largest scores, by the absolute value of their mean over pairs, the largest first."""
+
+    places: tuple[tuple[int, int], ...]
+    """(block, neuron): its number among what the MLP's last matrix reads."""
+    scores: Tensor
+    """[pair, neuron of these]"""
+
+
+@dataclass(frozen=True)
 class Attribution:
     """Scores in units of the metric (nats): how much it would rise if the component had its clean activation in the corrupted run.
 
@@ -52,9 +62,11 @@ class Attribution:
     metric_corrupted: Tensor
     """[pair]"""
     last: dict[str, Tensor]
-    """At the last prompt position, per site: [pair, block]; for `head`, where heads can be told, [pair, block, head]."""
+    """At the last prompt position, per site: [pair, block]; for `head`, where heads can be told, [pair, block, head]; of AtP* for
+    `query` and `key` likewise, NaN for pairs of unequal length."""
     everywhere: dict[str, Tensor]
-    """Summed over all positions, for attention and mlp: [aligned pair, block]; for `head` [aligned pair, block, head]."""
+    """Summed over all positions, for attention and mlp: [aligned pair, block]; for `head`, `query` and `key` [aligned pair, block,
+    head]."""
     residual_by_position: Tensor
     """[aligned pair, block, position counted from the end]: index -1 is the last; NaN before a prompt's beginning."""
     embeddings_by_position: Tensor | None = None
@@ -67,6 +79,10 @@ class Attribution:
     """denoising or noising."""
     no_heads: str = ""
     """Why there are no scores of heads, where there are none."""
+    neurons_last: Neurons | None = None
+    """The strongest at the last position; None where none were asked for."""
+    neurons_everywhere: Neurons | None = None
+    """The strongest over all positions, on the aligned pairs."""
 
     @property
     def n_dropped(self) -> int:
@@ -114,6 +130,10 @@ class Attribution:
         named |= {f"everywhere.{site}": scores for site, scores in self.everywhere.items()}
         named |= {"residual_by_position": self.residual_by_position}
         named |= {f"{site}_by_position": scores for site, scores in self.added_by_position.items()}
+        for at, neurons in (("last", self.neurons_last), ("everywhere", self.neurons_everywhere)):
+            if neurons is not None:
+                named[f"{at}.neuron"] = neurons.scores
+                named[f"{at}.neuron_places"] = torch.tensor(neurons.places, dtype=torch.int32).view(-1, 2)
         if self.roles is not None:
             named["roles"] = self.roles
         if self.embeddings_by_position is not None:
@@ -131,7 +151,7 @@ class Attribution:
         direction: str = DENOISING,
     ) -> Attribution:
         """The inverse of `tensors`; what older attributions lack is absent."""
-        heads = (HEAD,) if f"last.{HEAD}" in tensors else ()
+        heads = tuple(site for site in (HEAD, QUERY, KEY) if f"last.{site}" in tensors)
         return cls(
             pair_ids=pair_ids,
             aligned_ids=aligned_ids,
@@ -145,6 +165,8 @@ class Attribution:
             roles=tensors.get("roles"),
             direction=direction,
             no_heads=no_heads,
+            neurons_last=_neurons(tensors, "last"),
+            neurons_everywhere=_neurons(tensors, "everywhere"),
         )
 
     def residual_before_by_position(self) -> Tensor:
@@ -174,3 +196,10 @@ class Attribution:
     def residual_profile(self) -> Tensor:
         """The residual stream's scores by position from the end, mean over the pairs that reach it: [block, position]."""
         return torch.nanmean(self.residual_by_position, dim=0)
+
+
+def _neurons(tensors: dict[str, Tensor], at: str) -> Neurons | None:
+    if f"{at}.neuron" not in tensors:
+        return None
+    places = tensors[f"{at}.neuron_places"].tolist()
+    return Neurons(tuple((block, number) for block, number in places), tensors[f"{at}.neuron"])

@@ -18,27 +18,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-NAME = "emosteer_shared_prefix"
+from emosteer.model.attention import WITHOUT_EFFECT
 
-WITHOUT_EFFECT = frozenset(
-    [
-        "sliding_window",
-        "cache_position",
-        "position_ids",
-        "position_embeddings",
-        "use_cache",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "is_causal",
-        "num_items_in_batch",
-        "layer_idx",
-        "past_key_values",
-        "past_key_value",
-        "rotary_emb",
-    ]
-)
-"""What models pass to their attention that the mask, the positions or the cache say already, or that changes no number."""
+NAME = "emosteer_shared_prefix"
 
 
 class Unsuitable(Exception):  # noqa: N818 - it is no mistake of anybody

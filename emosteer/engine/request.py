@@ -31,6 +31,8 @@ class RowSeed:
     seed: int
     prompt_id: str
     sample: int
+    turn: int = 0
+    """Of a dialogue's replies."""
 
 
 @dataclass(frozen=True)

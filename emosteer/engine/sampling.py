@@ -138,6 +138,7 @@ def _cut_to_nucleus(scores: Tensor, logits: Tensor, top_p: Tensor, is_cut: Tenso
 @lru_cache(maxsize=4096)
 def _key(row_seed: RowSeed) -> int:
     text = f"{row_seed.seed}\0{row_seed.prompt_id}\0{row_seed.sample}"
+    text += f"\0{row_seed.turn}" if row_seed.turn else ""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
 
 

@@ -22,10 +22,13 @@ TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """Largest error of `input + attention + MLP` against the block's output, relative to what the block added."""
 
 
-BEFORE, HEAD = "before", "head"
-"""The residual stream before a block (before block 0: the embeddings), and the outputs of its attention heads, side by side."""
-ENTERING = (BEFORE, HEAD)
+BEFORE, HEAD, NEURON = "before", "head", "neuron"
+"""The residual stream before a block (before block 0: the embeddings), the outputs of its attention heads, side by side, and the
+activations of its MLP's neurons."""
+ENTERING = (BEFORE, HEAD, NEURON)
 """Sites that are what enters a module."""
+QUERY, KEY = "query", "key"
+"""What attention probabilities are made of, the heads side by side; see `emosteer.model.attention`."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,18 @@ class Anatomy:
     """By block, what reads the outputs of all attention heads, side by side; empty until `model.heads` has looked for them."""
     n_heads: int = 0
     """Of each block."""
+    down: tuple[nn.Module, ...] = ()
+    """By block, what reads the neurons of the MLP; empty until `model.heads` has looked for them."""
+    n_key_heads: int = 0
+    """Of each block, those of keys and values; 0 until `model.attention` has opened it."""
 
     def module(self, site: str, layer: int) -> nn.Module:
         """The module whose output is `site` at block `layer`; raises EmosteerError where the model has none.
 
-        For `before` and `head`, what enters the module is meant.
+        For `before`, `head` and `neuron`, what enters the module is meant.
         """
         if site in ENTERING:
-            return (self.blocks if site == BEFORE else self.projections)[layer]
+            return {BEFORE: self.blocks, HEAD: self.projections, NEURON: self.down}[site][layer]
         found = {"residual": self.blocks, "attention": self.attention, "mlp": self.mlp}[site][layer]
         if found is None:
             children = ", ".join(name for name, _ in self.blocks[layer].named_children())

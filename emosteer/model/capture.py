@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from emosteer.model.anatomy import ENTERING, Anatomy, hidden
+from emosteer.model.anatomy import ENTERING, KEY, QUERY, Anatomy, hidden
+from emosteer.model.attention import attended, showing
 
 Site = str
 Place = tuple[Site, int]
-"""A site at a block: residual, attention or mlp, which modules put out; before or head, which enter one."""
+"""A site at a block: residual, attention or mlp, which modules put out; before, head or neuron, which enter one; query or key,
+inside of a model whose attention is opened."""
 Look = Callable[[Place, Tensor], Tensor | None]
 """Sees a place's output [row, position, width]; what it returns, if anything, goes on in that one's stead."""
 
@@ -43,9 +45,11 @@ def watching(anatomy: Anatomy, places: Iterable[Place], look: Look, stops: bool 
             raise enough
         return changed
 
-    handles = [_hook(anatomy.module(*place), place, show) for place in wanted]
+    inside = {place for place in wanted if place[0] in (QUERY, KEY)}
+    handles = [_hook(anatomy.module(*place), place, show) for place in wanted if place not in inside]
     try:
-        yield
+        with attended(anatomy, showing(inside, show)) if inside else nullcontext():
+            yield
     except _Enough as raised:
         if raised is not enough:
             raise
@@ -63,7 +67,7 @@ def _hook(module: nn.Module, place: Place, look: Look) -> RemovableHandle:
 
     def leaving(_module: nn.Module, _args: Any, output: Any) -> Any:
         changed = look(place, hidden(output))
-        return output if changed is None else _with_hidden(output, changed)
+        return output if changed is None else with_hidden(output, changed)
 
     if place[0] in ENTERING:
         return module.register_forward_pre_hook(entering, with_kwargs=True)
@@ -91,7 +95,7 @@ def every_place(anatomy: Anatomy, sites: Iterable[Site]) -> list[Place]:
 @contextmanager
 def replace_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Put `change(output)` in place of a module's hidden states [row, position, width], as the model runs inside."""
-    handle = module.register_forward_hook(lambda _module, _args, output: _with_hidden(output, change(hidden(output))))
+    handle = module.register_forward_hook(lambda _module, _args, output: with_hidden(output, change(hidden(output))))
     try:
         yield
     finally:
@@ -108,5 +112,6 @@ def enters_whole(module: nn.Module) -> Iterator[None]:
         handle.remove()
 
 
-def _with_hidden(output: Any, states: Tensor) -> Any:
+def with_hidden(output: Any, states: Tensor) -> Any:
+    """A module's output with other hidden states in it."""
     return (states, *output[1:]) if isinstance(output, tuple | list) else states

@@ -48,8 +48,12 @@ class Dialogue:
         """The tokens after which the model's reply begins; `reply_prefix` is a beginning put into its mouth."""
         key = (reply_prefix, tuple(tuple(message.items()) for message in messages))
         if key not in self._prompts:
-            self._prompts[key] = self._tokens(self._render(messages, opens_reply=True) + reply_prefix)
+            self._prompts[key] = self.continued(messages, reply_prefix)
         return self._prompts[key]
+
+    def continued(self, messages: Sequence[Message], reply_prefix: str = "") -> tuple[int, ...]:
+        """The same of messages that nobody will ask for again, such as a dialogue that hangs on what the model has said."""
+        return self._tokens(self._render(messages, opens_reply=True) + reply_prefix)
 
     def instructed(self, messages: Sequence[Message], instruction: str) -> tuple[Message, ...]:
         """The messages under an instruction: in the system message, or where the template has none, before the user's first words.

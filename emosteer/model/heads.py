@@ -1,7 +1,8 @@
-"""Finding a decoder's attention heads: equal parts of what its attention's output projection reads.
+"""Finding a decoder's attention heads, equal parts of what its attention's output projection reads, and its MLPs' neurons.
 
 The projection is the last module with a weight matrix that runs in a block's attention, or, where a norm comes behind it (Gemma 2,
-OLMo 2), before that norm. Grouped keys and values do not matter there: every query head has its part.
+OLMo 2), before that norm. Grouped keys and values do not matter there: every query head has its part. Neurons are what the MLP's last
+matrix reads.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from emosteer.errors import EmosteerError
-from emosteer.model.anatomy import hidden
+from emosteer.model.anatomy import KEY, Anatomy, hidden
 from emosteer.model.capture import watching
 from emosteer.model.dialogue import OPENING
 from emosteer.model.language_model import LanguageModel
@@ -36,7 +37,7 @@ def with_heads(model: LanguageModel) -> LanguageModel:
         raise EmosteerError(f"heads of {model.name}: its configuration does not say how many they are")
     if not model.anatomy.has("attention"):
         raise EmosteerError(f"heads of {model.name}: no part of its blocks is known to add the attention; set model.attention")
-    projections = _projections(model)
+    projections = _projections(model, "attention", "heads")
     for layer, projection in enumerate(projections):
         if reason := _wrong_with(model, layer, projection, n_heads):
             raise EmosteerError(f"heads of {model.name}: {reason} in block {layer}")
@@ -44,9 +45,30 @@ def with_heads(model: LanguageModel) -> LanguageModel:
     return replace(model, anatomy=anatomy)
 
 
+def with_neurons(model: LanguageModel) -> LanguageModel:
+    """The same model, with the neurons of its MLPs found; it reads a few tokens once.
+
+    Raises:
+        EmosteerError: they can't be told, and why.
+    """
+    if model.anatomy.down:
+        return model
+    if not model.anatomy.has("mlp"):
+        raise EmosteerError(f"neurons of {model.name}: no part of its blocks is known to add the MLP's output; set model.mlp")
+    found = _projections(model, "mlp", "neurons")
+    if len(widths := {n_read for _, _, n_read in found}) > 1:
+        raise EmosteerError(f"neurons of {model.name}: its MLPs differ in how many they have: {sorted(widths)}")
+    return replace(model, anatomy=replace(model.anatomy, down=tuple(module for _, module, _ in found)))
+
+
 def parted(states: Tensor, n_heads: int) -> Tensor:
     """What enters the output projection [..., width], by heads [..., head, width of a head]: a view."""
     return states.view(*states.shape[:-1], n_heads, -1)
+
+
+def n_parts(anatomy: Anatomy, site: str) -> int:
+    """How many heads stand side by side at a site."""
+    return anatomy.n_key_heads if site == KEY else anatomy.n_heads
 
 
 def _wrong_with(model: LanguageModel, layer: int, projection: _Projection, n_heads: int) -> str:
@@ -67,19 +89,19 @@ def _text_config(model: LanguageModel) -> Any:
     return config.get_text_config() if config is not None else None
 
 
-def _projections(model: LanguageModel) -> list[_Projection]:
-    """Of every block, by what runs in it."""
+def _projections(model: LanguageModel, site: str, what: str) -> list[_Projection]:
+    """The last matrix of a site in every block, by what runs in it."""
     ran: list[list[_Projection]] = [[] for _ in range(model.n_blocks)]
     found: dict[int, _Projection] = {}
     handles = []
     for layer, block in enumerate(model.anatomy.blocks):
-        attention = model.anatomy.module("attention", layer)
-        inside = {id(part) for part in attention.modules()}
+        sublayer = model.anatomy.module(site, layer)
+        inside = {id(part) for part in sublayer.modules()}
         own = [(path, part) for path, part in block.named_modules() if _is_matrix(part)]
         within = [(path, part) for path, part in own if id(part) in inside]
         for path, part in within or own:
             handles.append(part.register_forward_hook(_note(ran[layer], path, model.width)))
-        handles.append(attention.register_forward_hook(_note_end(ran[layer], found, layer)))
+        handles.append(sublayer.register_forward_hook(_note_end(ran[layer], found, layer)))
     try:
         last = ("residual", model.n_blocks - 1)
         with torch.no_grad(), watching(model.anatomy, [last], lambda _place, _states: None, stops=True):
@@ -88,7 +110,7 @@ def _projections(model: LanguageModel) -> list[_Projection]:
         for handle in handles:
             handle.remove()
     if missing := [layer for layer in range(model.n_blocks) if layer not in found]:
-        raise EmosteerError(f"heads of {model.name}: no output projection is found in the attention of block {missing[0]}")
+        raise EmosteerError(f"{what} of {model.name}: no output projection is found in the {site} of block {missing[0]}")
     return [found[layer] for layer in range(model.n_blocks)]
 
 

@@ -24,6 +24,9 @@ ALGORITHM = 1
 CELL, CONTROL, PROMPTING, BASELINE, ATTRIBUTION = "cell", "control", "prompting", "baseline", "attribution"
 AUTO = "auto"
 
+METRIC_OF_PAIR = {"nrc_words": ("target", "counterpart"), "nrc_score": ("primary",), "projection": ("texts",)}
+"""What of a pair an attribution's metric is made of."""
+
 MODEL_KNOBS = ("dtype", "blocks", "attention", "mlp", "trust_remote_code")
 """Of a model's configuration: what may change a reply, besides the weights."""
 
@@ -334,7 +337,16 @@ class Cell:
             "model": self.model.identity(),
             "diagnostics": self.attribution.diagnostics,
             "attribution": _differences(config),
+            **self._metric_identity(),
         }
+
+    def _metric_identity(self) -> dict[str, Any]:
+        """What of the pair the attribution's metric hangs on, besides the diagnostic pairs."""
+        assert self.attribution is not None
+        metric = self.attribution.config.metric
+        if self.pair is None or metric not in METRIC_OF_PAIR:
+            return {}
+        return {"pair": {key: getattr(self.pair, key) for key in METRIC_OF_PAIR[metric]}}
 
     def _auto_blocks(self) -> int:
         assert self.attribution is not None

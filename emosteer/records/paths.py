@@ -65,9 +65,14 @@ class StorePaths:
         return self.root / "attributions"
 
     @property
+    def answers(self) -> Path:
+        """What slow scorers said of texts."""
+        return self.root / "answers"
+
+    @property
     def kinds(self) -> dict[str, Path]:
         """Where things of each kind lie, one file or directory each (a vector has two)."""
-        names = ("cells", "baselines", "attributions", "vectors", "residual_norms", "texts", "claims")
+        names = ("cells", "baselines", "attributions", "vectors", "residual_norms", "texts", "answers", "claims")
         return {name: self.root / name for name in names}
 
     def cell(self, cell_id: str, is_baseline: bool = False) -> CellPaths:
@@ -129,8 +134,16 @@ class SweepPaths:
         return self.root / "trends.csv"
 
     @property
+    def turns_csv(self) -> Path:
+        return self.root / "turns.csv"
+
+    @property
     def confirmations_csv(self) -> Path:
         return self.root / "confirmations.csv"
+
+    @property
+    def predictions_csv(self) -> Path:
+        return self.root / "predictions.csv"
 
     @property
     def agreement_csv(self) -> Path:

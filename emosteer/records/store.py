@@ -36,6 +36,7 @@ from emosteer.datasets import (
     to_json_lines,
 )
 from emosteer.errors import Damaged, EmosteerError
+from emosteer.records.answers import StoredAnswers
 from emosteer.records.cell import ATTRIBUTION, BASELINE, Cell
 from emosteer.records.claims import Claims
 from emosteer.records.paths import CellPaths, StorePaths
@@ -49,6 +50,7 @@ from emosteer.records.publish import (
     read_bytes,
     read_json,
 )
+from emosteer.scoring.scorer import NotComputed
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,14 @@ class StoredReply:
     tokens: tuple[int, ...]
     """Token ids, without the one that ended the reply."""
     finished: bool
+    turn: int = 0
+    """Which of the dialogue's replies."""
+    said: str = ""
+    """What the user, or the model's partner, had said right before; empty for the first reply, which answers the prompt."""
+
+    def to_json(self) -> dict[str, Any]:
+        """A line of `replies.jsonl`; without turns where there is one."""
+        return {key: value for key, value in asdict(self).items() if value or key not in ("turn", "said")}
 
 
 @dataclass(frozen=True)
@@ -125,10 +135,21 @@ class ScoreSet:
     metrics: dict[str, list[float]]
     """Metric -> one value per reply."""
 
+    @property
+    def not_computed(self) -> dict[str, list[int]]:
+        """Why values are not there, where the scorer says so -> the numbers of the replies."""
+        found: dict[str, set[int]] = {}
+        for values in self.metrics.values():
+            for number, value in enumerate(values):
+                if isinstance(value, NotComputed):
+                    found.setdefault(value.reason, set()).add(number)
+        return {reason: sorted(numbers) for reason, numbers in found.items()}
+
     def to_json(self) -> dict[str, Any]:
         """Plain data, with null for what is not finite."""
         return {
             **self.facts,
+            **({"not_computed": reasons} if (reasons := self.not_computed) else {}),
             "metrics": {m: [float(v) if math.isfinite(v) else None for v in values] for m, values in self.metrics.items()},
         }
 
@@ -139,6 +160,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.paths = StorePaths(root)
         self._texts: dict[str, list[Any]] = {}
+        self._answers: dict[str, StoredAnswers] = {}
 
     def cell_paths(self, cell: Cell) -> CellPaths:
         return self.paths.cell(cell.id, cell.kind == BASELINE)
@@ -195,12 +217,12 @@ class Store:
 
         Args:
             cell: what was run.
-            replies: all of its replies, in the order of the prompts, then samples.
+            replies: all of its replies, in the order of the prompts, then samples, then turns.
             resolved: see there.
             provenance: see there.
             extras: further files by name (config.yaml, .hydra/overrides.yaml, ...), for people.
         """
-        lines = "".join(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in replies).encode()
+        lines = "".join(json.dumps(r.to_json(), ensure_ascii=False) + "\n" for r in replies).encode()
         record = {
             "format": FORMAT,
             "id": cell.id,
@@ -291,6 +313,12 @@ class Store:
             put_aside(path, reason, "the scorer runs again")
             return None
         return scores
+
+    def answers(self, key: str) -> StoredAnswers:
+        """What slow scorers said of texts, under a key of theirs."""
+        if key not in self._answers:
+            self._answers[key] = StoredAnswers(self.paths.answers, key)
+        return self._answers[key]
 
     def vector_facts(self, vector_id: str) -> dict[str, Any]:
         """What is told of a stored vector; nothing where that is missing or damaged: a vector is whole without it."""
@@ -411,7 +439,8 @@ def _wrong_with(record: dict[str, Any], data: bytes, replies: Sequence[StoredRep
 
 
 def _reply(row: dict[str, Any]) -> StoredReply:
-    return StoredReply(row["prompt_id"], row["sample"], row["reply"], tuple(row["tokens"]), row["finished"])
+    turn, said = row.get("turn", 0), row.get("said", "")
+    return StoredReply(row["prompt_id"], row["sample"], row["reply"], tuple(row["tokens"]), row["finished"], turn, said)
 
 
 def _number(value: Any) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from emosteer.errors import Damaged
 from emosteer.scoring.scorer import Context, Scorer, Scores
@@ -65,7 +65,7 @@ def _pooled(scorer: Scorer, cells: Sequence[CellReplies]) -> list[Scores]:
     place = {row: number for number, row in enumerate(dict.fromkeys(row for own in rows for row in own))}
 
     def tokens() -> Context:
-        return Context(contexts[0].engine, [prompt for _, prompt, _ in place], [reply for _, _, reply in place])
+        return replace(contexts[0], prompts=[prompt for _, prompt, _ in place], replies=[reply for _, _, reply in place])
 
     scores = scorer.measure([text for text, _, _ in place], tokens)
     return [{metric: [values[place[row]] for row in own] for metric, values in scores.items()} for own in rows]

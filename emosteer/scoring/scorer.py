@@ -6,10 +6,10 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 from emosteer.dotted import find_function, version_of
 from emosteer.errors import EmosteerError
@@ -21,22 +21,57 @@ Scores: TypeAlias = dict[str, list[float]]
 """Metric name -> one value per reply, in the order of the replies; NaN where a value is undefined."""
 
 _Scorer = TypeVar("_Scorer", bound=Callable[..., Scores])
+Pin: TypeAlias = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""Looks through a scorer's options when a sweep is given, and adds what they stand for now, such as the weights at a path."""
 
 
-def versioned(version: int, per_reply: bool = False) -> Callable[[_Scorer], _Scorer]:
+class NotComputed(float):
+    """NaN, and why a value is not there: the reason is kept beside the scores."""
+
+    reason: str
+
+    def __new__(cls, reason: str) -> NotComputed:
+        self = super().__new__(cls, math.nan)
+        self.reason = reason
+        return self
+
+
+def versioned(version: int, per_reply: bool = False, pin: Pin | None = None) -> Callable[[_Scorer], _Scorer]:
     """Mark a scorer with `version`, which is part of the key that its stored scores have.
 
     Raise the number in the commit that changes what the scorer returns for any reply: stored scores of the older
     version are then computed anew from the stored replies. `per_reply` says that a reply's values depend on that reply
     alone (its text, and the tokens of it and its prompt), so that one call may bring the replies of many cells; it is
-    no part of the key. The function itself is returned, with the attributes `version` and `per_reply` set.
+    no part of the key. `pin` is given the options when a sweep is, and returns those that the function is called with; it raises
+    EmosteerError for what cannot be used. The function itself is returned, with the attributes `version`, `per_reply` and `pin` set.
     """
 
     def mark(scorer: _Scorer) -> _Scorer:
-        vars(scorer).update(version=version, per_reply=per_reply)
+        vars(scorer).update(version=version, per_reply=per_reply, pin=pin)
         return scorer
 
     return mark
+
+
+class Answers(Protocol):
+    """What was said of texts before, by whoever is slow to say it."""
+
+    def find(self, texts: Iterable[str]) -> dict[str, dict[str, float]]:
+        """Of the texts that have an answer, metric -> value."""
+
+    def keep(self, said: Mapping[str, Mapping[str, float]]) -> None:
+        """Add answers: text -> metric -> value."""
+
+
+class NoAnswers:
+    """Where nothing is kept."""
+
+    def find(self, texts: Iterable[str]) -> dict[str, dict[str, float]]:
+        """None are there."""
+        return {}
+
+    def keep(self, said: Mapping[str, Mapping[str, float]]) -> None:
+        """Keep nothing."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +83,39 @@ class Context:
     """Token ids of each reply's prompt."""
     replies: list[tuple[int, ...]]
     """Token ids of each reply."""
+    turns: list[int] = field(default_factory=list)
+    """Which of its dialogue's replies each is, from 0 on; a dialogue's stand side by side. Empty for a scorer that is per reply."""
+    said: list[str] = field(default_factory=list)
+    """What each answers: the prompt, or what the user or partner said after the last reply. Empty likewise."""
+    answers: Callable[[str], Answers] = lambda _: NoAnswers()
+    """What was said of texts before, under a key; see `answered`."""
+
+
+def answered(
+    context: Context,
+    key: Mapping[str, Any],
+    texts: Sequence[str],
+    size: int,
+    ask: Callable[[Sequence[str]], Sequence[Mapping[str, float]]],
+) -> dict[str, dict[str, float]]:
+    """Text -> metric -> value, of what was said before, and of what is asked now and kept, batch by batch.
+
+    Args:
+        context: knows what was said before.
+        key: plain data, all that changes an answer.
+        texts: each once.
+        size: of a batch.
+        ask: for a batch's answers, in order; those with an undefined value are not kept.
+    """
+    answers = context.answers(hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16])
+    found = answers.find(texts)
+    missing = [text for text in texts if text not in found]
+    for start in range(0, len(missing), size):
+        batch = missing[start : start + size]
+        said = {text: dict(values) for text, values in zip(batch, ask(batch), strict=True)}
+        answers.keep({text: values for text, values in said.items() if not any(math.isnan(v) for v in values.values())})
+        found |= said
+    return found
 
 
 @dataclass(frozen=True)
@@ -111,11 +179,17 @@ class Scorer:
         for metric, values in metrics.items():
             if len(values) != len(replies):
                 raise EmosteerError(f"scorer {self.name}: {metric} has {len(values)} values for {len(replies)} replies")
-        return {metric: [float(v) if math.isfinite(v) else math.nan for v in values] for metric, values in metrics.items()}
+        return {metric: [_value(v) for v in values] for metric, values in metrics.items()}
 
     def facts(self) -> dict[str, Any]:
         """What is stored beside the scores."""
         return {"scorer": self.name, "function": self.target, "version": self.version, "options": self.options}
+
+
+def _value(given: float) -> float:
+    if isinstance(given, NotComputed):
+        return given
+    return float(given) if math.isfinite(given) else math.nan
 
 
 def find_scorers(config: Mapping[str, Mapping[str, Any]]) -> list[Scorer]:
@@ -136,13 +210,23 @@ def _find_scorer(name: str, entry: dict[str, Any]) -> Scorer:
     target = entry.pop("_target_", None)
     function = find_function(f"scorers.{name}._target_", target)
     scorer = Scorer(name, str(target), entry, version_of(function), function)
-    try:
-        inspect.signature(function).bind([], **entry, **({"context": None} if scorer.needs_model else {}))
-    except TypeError as error:
-        raise EmosteerError(f"scorers.{name}: {target} {error}; mend its options") from None
-    if target.startswith("emosteer.") and not scorer.needs_model:
+    _check_options(scorer)
+    if pin := getattr(function, "pin", None):
+        try:
+            return replace(scorer, options=pin(entry))
+        except EmosteerError as error:
+            raise EmosteerError(f"scorers.{name}.{error}") from None
+    if scorer.target.startswith("emosteer.") and not scorer.needs_model:
         _try_options(scorer)
     return scorer
+
+
+def _check_options(scorer: Scorer) -> None:
+    """Raise EmosteerError for options that the function does not have, or lacks."""
+    try:
+        inspect.signature(scorer.function).bind([], **scorer.options, **({"context": None} if scorer.needs_model else {}))
+    except TypeError as error:
+        raise EmosteerError(f"scorers.{scorer.name}: {scorer.target} {error}; mend its options") from None
 
 
 def kept_scorers(config: Mapping[str, Mapping[str, Any]], versions: Mapping[str, int]) -> list[Scorer]:

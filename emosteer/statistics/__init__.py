@@ -8,13 +8,16 @@ from emosteer.statistics.equivalence import equivalence_p
 from emosteer.statistics.families import false_discovery_rate, holm
 from emosteer.statistics.paired import DEFAULT_RESAMPLES, PairedEffect, Trend, dose_response, paired_effects, smallest_p
 from emosteer.statistics.power import power, prompts_needed, smallest_effect, upper_deviation
+from emosteer.statistics.prediction import FEWEST_BLOCKS, Prediction, rank_prediction
 from emosteer.statistics.primary import PrimaryEffect, primary_effect
 
 __all__ = [
     "DEFAULT_RESAMPLES",
+    "FEWEST_BLOCKS",
     "FEWEST_TO_CONFIRM",
     "Confirmation",
     "PairedEffect",
+    "Prediction",
     "PrimaryEffect",
     "Trend",
     "confirm",
@@ -26,6 +29,7 @@ __all__ = [
     "power",
     "primary_effect",
     "prompts_needed",
+    "rank_prediction",
     "smallest_effect",
     "smallest_p",
     "upper_deviation",

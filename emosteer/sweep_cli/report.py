@@ -23,7 +23,7 @@ def report(sweep: SweepArgument, as_json: JsonOption = False) -> None:
 
     Tables, figures, the tracker's runs and the summary are views of the records: of a half-done sweep they hold what is there, and
     twice they are the same. Needs no model. On disk it replaces, in the sweep's directory, sweep.json, results.parquet, results.csv,
-    replies.parquet, trends.csv, confirmations.csv, agreement.csv, figures/ and, with tracking=wandb, wandb/.
+    replies.parquet, trends.csv, confirmations.csv, predictions.csv, agreement.csv, figures/ and, with tracking=wandb, wandb/.
 
     \b
     Examples:
@@ -36,8 +36,9 @@ def report(sweep: SweepArgument, as_json: JsonOption = False) -> None:
       counts    {done, failed, running, pending, total}
       complete  whether all is done
       files     {summary, results_parquet, results_csv, replies_parquet,
-                trends_csv, confirmations_csv, agreement_csv, figures: [...]}
-      rows      {results, replies, trends, confirmations, agreement}
+                trends_csv, confirmations_csv, predictions_csv, agreement_csv,
+                figures: [...]}
+      rows      {results, replies, trends, confirmations, predictions, agreement}
 
     \b
     Exit codes:
@@ -72,6 +73,7 @@ def _as_data(sweep: Sweep, seen: Overview, tables: Tables) -> dict[str, Any]:
         "replies_parquet": paths.replies,
         "trends_csv": paths.trends_csv,
         "confirmations_csv": paths.confirmations_csv,
+        "predictions_csv": paths.predictions_csv,
         "agreement_csv": paths.agreement_csv,
     }
     return {
@@ -80,5 +82,7 @@ def _as_data(sweep: Sweep, seen: Overview, tables: Tables) -> dict[str, Any]:
         "counts": seen.counts,
         "complete": seen.counts["done"] == seen.counts["total"],
         "files": {name: str(path) for name, path in files.items()} | {"figures": sorted(map(str, paths.figures.glob("*.png")))},
-        "rows": {name: len(getattr(tables, name)) for name in ("results", "replies", "trends", "confirmations", "agreement")},
+        "rows": {
+            name: len(getattr(tables, name)) for name in ("results", "replies", "trends", "confirmations", "predictions", "agreement")
+        },
     }

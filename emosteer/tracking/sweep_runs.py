@@ -132,7 +132,7 @@ def _suffixes(columns: Iterable[str], metric: Any) -> list[str]:
 
 def side_by_side(replies: pd.DataFrame, baseline: pd.DataFrame | None, metrics: list[str]) -> Table:
     """A row per prompt and sample: prompt, baseline's and steered reply, and each metric of both."""
-    on = ["prompt_id", "sample"]
+    on = ["prompt_id", "sample", "turn"]
     steered = replies[[*on, "prompt", "reply", *metrics]].rename(columns={"reply": "steered_reply"})
     other = (replies.iloc[:0] if baseline is None else baseline)[[*on, "reply", *metrics]]
     names = {"reply": "baseline_reply"} | {metric: f"{metric}_baseline" for metric in metrics}
@@ -163,7 +163,7 @@ def dose_response(cells: pd.DataFrame) -> Table:
 
 
 def summary_run(sweep: Sweep, tables: Tables, configs: list[dict[str, Scalar]], metrics: list[str], to: Destination) -> Run:
-    """The sweep as a whole: the grid with q, controls, trends, confirmations, figures, and what attribution found."""
+    """The sweep as a whole: the grid with q, controls, trends, confirmations, predictions, figures, and what attribution found."""
     grid = _grid(tables.cells, metrics)
     shown = {"grid": table(grid), "controls": table(_grid(tables.controls, metrics))}
     shown["dose_response"] = dose_response(tables.cells)
@@ -171,6 +171,8 @@ def summary_run(sweep: Sweep, tables: Tables, configs: list[dict[str, Scalar]], 
         shown["trends"] = table(tables.trends)
     if len(tables.confirmations):
         shown["confirmations"] = table(tables.confirmations)
+    if len(tables.predictions):
+        shown["predictions"] = table(tables.predictions)
     if len(tables.agreement):
         shown["agreement"] = table(tables.agreement)
     if tables.attributions:

@@ -158,6 +158,25 @@ def test_the_number_of_chosen_blocks_does_not_repeat_the_attribution() -> None:
     assert attributing(direction="noising")(AUTO).attribution_id != AUTO.attribution_id
 
 
+@pytest.mark.parametrize(
+    ("metric", "part", "others"),
+    [
+        ("nrc_words", {"counterpart": "fear"}, {"texts": "pairs-9", "primary": "trust"}),
+        ("nrc_score", {"primary": "trust"}, {"texts": "pairs-9", "target": "trust"}),
+        ("projection", {"texts": "pairs-9"}, {"target": "trust", "primary": "trust"}),
+        ("kl", {}, {"target": "trust", "primary": "trust", "texts": "pairs-9"}),
+    ],
+)
+def test_what_a_metric_is_made_of_enters_the_attributions_id(metric: str, part: dict[str, str], others: dict[str, str]) -> None:
+    own = attributing(metric=metric)(AUTO)
+    ids = {pair: dataclasses.replace(own, pair=pair).attribution_id for pair in (PAIR, dataclasses.replace(PAIR, **others))}
+    assert set(ids.values()) == {own.attribution_id}
+    assert own.attribution_id != AUTO.attribution_id
+    other = dataclasses.replace(own, pair=dataclasses.replace(PAIR, **part))
+    assert (other.attribution_id != own.attribution_id) == bool(part)
+    assert (other.id != own.id) == bool(part)
+
+
 def test_how_an_attribution_is_checked_changes_no_id() -> None:
     assert attributing(check=0)(AUTO).attribution_id == AUTO.attribution_id
     assert attributing(check=9)(AUTO).id == AUTO.id
