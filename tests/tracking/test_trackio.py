@@ -25,7 +25,7 @@ from emosteer.tracking import trackio_runs
 from emosteer.tracking.run import Destination
 from emosteer.tracking.sweep_runs import sweep_runs
 
-VERSION = "0.43.0"
+PINS = Path(__file__).with_name("trackio.txt")
 TRACKIO = {"name": "trackio", "project": "emotions"}
 
 
@@ -34,7 +34,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of an environment with trackio, which wants an older pillow than the project's own has."""
     directory = tmp_path_factory.mktemp("trackio")
     subprocess.run([sys.executable, "-m", "venv", directory], check=True)
-    subprocess.run([directory / "bin" / "pip", "install", "--quiet", f"trackio=={VERSION}"], check=True)
+    subprocess.run([directory / "bin" / "pip", "install", "--quiet", "--requirement", PINS], check=True)
     return directory / "bin" / "python"
 
 
