@@ -31,6 +31,7 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/python launch/dev_cluster install
+	bash scripts/browser.sh
 	# Two processes; more threads than cores are slower than one each.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(ARGS)
 
@@ -40,6 +41,7 @@ docs: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python launch/dev_cluster install --accounting
+	bash scripts/browser.sh
 	$(BIN)/pytest -m slow $(ARGS)
 
 benchmark: $(READY)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         reply,
         score,
         steer,
+        write_stories,
     )
     from emosteer.comparison import compare
     from emosteer.datasets import ContrastivePair, DiagnosticPair, Prompt
@@ -57,6 +58,7 @@ __all__ = [
     "save_vector",
     "score",
     "steer",
+    "write_stories",
 ]
 
 _ELSEWHERE = {

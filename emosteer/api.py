@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from emosteer import attribution, datasets
+from emosteer import attribution, datasets, stories
 from emosteer.arguments import Generation, configuration, plain, whole
 from emosteer.attribution import Attribution
 from emosteer.attribution.metrics import Measure
@@ -199,6 +199,24 @@ def build_vector(
         neutral=datasets.load_neutral_texts(),
         components=components,
     )
+
+
+def write_stories(model: LanguageModel, target: str, counterpart: str, *, seed: int = 0) -> list[ContrastivePair]:
+    """Let the model write stories of two emotions, which `build_vector` takes for contrastive pairs.
+
+    Stories that are too short, repetitive or without the emotion's words are left out, with the other emotion's of that scene. A
+    sweep with `vector.source=stories` writes the same for the same seed.
+
+    Args:
+        model: the language model.
+        target: a noun, such as joy.
+        counterpart: another, such as sadness.
+        seed: of the sampled tokens.
+
+    Raises:
+        EmosteerError: fewer than 8 pairs of stories are left, or the seed is none.
+    """
+    return stories.write_stories(Engine(model), target, counterpart, whole("seed", seed)).pairs()
 
 
 def random_vector(model: LanguageModel, seed: int = 0, index: int = 0, *, like: EmotionVector | None = None) -> EmotionVector:

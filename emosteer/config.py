@@ -15,13 +15,14 @@ from omegaconf import MISSING
 SCOPES = ("generated", "prompt", "all")
 INTERVENTIONS = ("add", "set", "ablate")
 SITES = ("residual", "attention", "mlp")
+QUANTIZATIONS = ("int8", "nf4")
 DIRECTIONS = ("denoising", "noising")
 ATTRIBUTION_METRICS = ("words", "nrc_words", "nrc_score", "projection", "kl")
 ATTRIBUTION_METHODS = ("attribution_patching", "atp_star", "none")
 UNITS = ("fraction", "raw")
 MODES = ("reuse", "retry", "force")
 VECTOR_METHODS = ("mean_difference", "grand_mean", "pca", "logistic", "lda", "neutral_projected", "random")
-SOURCES = ("pairs", "lexicon", "persona")
+SOURCES = ("pairs", "lexicon", "persona", "stories")
 READINGS = ("token_mean", "last_token", "assistant_prefix")
 METRICS = (
     *("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise", "positive", "negative"),
@@ -71,6 +72,9 @@ class ModelConfig:
     """Weights and activations: float32, bfloat16 or float16. Part of every id, so never taken from the device."""
     device: str = "auto"
     """auto (CUDA, then MPS, then CPU), a torch device such as cuda:1, or all: blocks spread over all GPUs that the process has."""
+    quantization: str | None = None
+    """int8 or nf4: weights that bitsandbytes quantises while they are loaded, on a CUDA GPU; `dtype` is that of what is computed with
+    them. null leaves them as they are. Part of every id."""
     attn_implementation: str | None = None
     """As transformers names them (sdpa, eager, flash_attention_2, ...); null leaves the choice to transformers."""
     trust_remote_code: bool = False
@@ -126,8 +130,8 @@ class VectorConfig:
     the last token before the assistant would reply to the text, as the user's."""
     source: str = "pairs"
     """What tells the emotions apart: pairs (the contrastive pairs); or, without pairs, lexicon (words of the target emotion in the
-    NRC lexicon against words of its counterpart), or persona (the same questions, asked while the system tells the model to feel
-    the one or the other)."""
+    NRC lexicon against words of its counterpart), persona (the same questions, asked while the system tells the model to feel
+    the one or the other), or stories (that the model writes about the one and the other, by `seed`)."""
     plus: Any = None
     """Other emotions whose vectors, made in the same way, are added at equal length: the name of an emotion pair, a list of names, or
     names with weights ({trust_disgust: 0.5}). A name is that of a shipped pair or a file of contrastive pairs; of two emotions,
@@ -280,7 +284,7 @@ class Config:
     mode: str = "reuse"
     """reuse what is there, retry what failed too, or force everything to run again."""
     seed: int = 0
-    """Of sampled replies and random directions."""
+    """Of sampled replies, random directions, and stories."""
     probe: bool = False
     """Run no cell: check the model in a minute, part by part, and suggest a sweep."""
     layer: Any = MISSING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 DIVERGING = "RdBu_r"
 MOST_POSITIONS = 24
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*")
 
 
 def attribution_heatmap(attribution: Attribution, title: str, metric: str) -> Figure:
@@ -84,6 +86,69 @@ def dose_response(results: pd.DataFrame, controls: pd.DataFrame, metric: str, ti
     axis.set_ylabel(f"{metric}: difference from the baseline")
     axis.set_title(title)
     axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def trade_off(results: pd.DataFrame, metric: str, title: str) -> Figure:
+    """Mean difference from the baseline over perplexity as a multiple of the baseline's, a point per cell, with the Pareto front: the
+    cells than which no other has as much effect at less cost.
+    """
+    rows = results[results["perplexity_ratio"].notna() & results[f"{metric}_delta"].notna()]
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
+    axis.axhline(0, color="0.6", linewidth=0.8)
+    for number, (layers, own) in enumerate(_by_layers(rows)):
+        color = f"C{number % 10}"
+        axis.scatter(
+            own["perplexity_ratio"],
+            own[f"{metric}_delta"],
+            color=color,
+            marker=MARKERS[number % len(MARKERS)],
+            label=f"block {layers}",
+        )
+    front = pareto_front(rows["perplexity_ratio"].tolist(), rows[f"{metric}_delta"].tolist())
+    axis.plot(*zip(*front, strict=True), color="0.4", linestyle="--", linewidth=1, label="Pareto front")
+    axis.set_xlabel("perplexity, as a multiple of the baseline's")
+    axis.set_ylabel(f"{metric}: difference from the baseline")
+    axis.set_title(title)
+    axis.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def pareto_front(costs: Sequence[float], effects: Sequence[float]) -> list[tuple[float, float]]:
+    """The points (cost, effect) than which no other has as much effect at less cost, or more at as little, from cheap to dear."""
+    front: list[tuple[float, float]] = []
+    for cost, effect in sorted(zip(costs, effects, strict=True), key=lambda point: (point[0], -point[1])):
+        if not front or effect > front[-1][1]:
+            front.append((cost, effect))
+    return front
+
+
+def locus(found: Mapping[str, Any], title: str) -> Figure:
+    """What each block adds at the last position, with its interval, and the heatmaps of components by block.
+
+    Args:
+        found: `blocks` and `heatmaps`, as `emosteer.report.locus` gives them.
+        title: of the whole.
+    """
+    scores, low, high = (
+        np.array(found["blocks"][key], dtype=float) for key in ("block_scores", "block_scores_low", "block_scores_high")
+    )
+    maps = found["heatmaps"]
+    heights = [3.0 * bool(len(scores)), *(0.8 + 0.28 * len(one["rows"]) for one in maps)]
+    shown = [height for height in heights if height]
+    figure = Figure(figsize=(9, sum(shown) + 1), layout="constrained")
+    axes = list(np.atleast_1d(figure.subplots(len(shown), 1, height_ratios=shown)))
+    figure.suptitle(f"Attribution patching: {title} [nats]")
+    if len(scores):
+        axis = axes.pop(0)
+        errors = np.abs(np.stack([scores - low, high - scores])) if len(low) else None
+        axis.bar(range(len(scores)), scores, yerr=errors, color="C0", error_kw={"linewidth": 0.8})
+        axis.set_title("attention and MLP of each block, last prompt position", fontsize=10)
+        axis.margins(x=0.01)
+    for axis, one in zip(axes, maps, strict=True):
+        _heatmap(axis, np.array(one["values"], dtype=float), one["rows"], one["name"])
+    axes[-1].set_xlabel("decoder block")
     return figure
 
 

@@ -15,6 +15,7 @@ from emosteer import figures, tracking
 from emosteer.records.paths import in_name
 from emosteer.records.publish import publish_file
 from emosteer.records.sweep import DONE, FAILED, Sweep
+from emosteer.report.page import write_report
 from emosteer.summary import console, summary
 from emosteer.tables import Tables, build
 
@@ -25,7 +26,7 @@ APART = ["vector_id", "site", "scope", "intervention", "decay", "seed", "prompts
 
 
 def finalise(sweep: Sweep, show: bool = True) -> Tables:
-    """Write a sweep's tables and figures, log it to its tracker, and print the summary.
+    """Write a sweep's tables, figures and report, log it to its tracker, and print the summary.
 
     A tracker that fails is told and never fails the sweep.
     """
@@ -33,6 +34,7 @@ def finalise(sweep: Sweep, show: bool = True) -> Tables:
     tables = build(sweep)
     write_tables(sweep, tables)
     draw(sweep, tables)
+    write_report(sweep, tables)
     try:
         tracking.log_sweep(sweep, tables)
     except Exception as error:
@@ -40,7 +42,7 @@ def finalise(sweep: Sweep, show: bool = True) -> Tables:
     if show:
         out = console()
         out.print(summary(sweep.name, tables))
-        out.print(f"\nResults: {sweep.paths.results_csv}, replies.parquet and figures/ beside it", soft_wrap=True)
+        out.print(f"\nReport: {sweep.paths.report}; results.csv, replies.parquet and figures/ beside it", soft_wrap=True)
     return tables
 
 

@@ -32,12 +32,13 @@ from emosteer.one_line import one_line
 from emosteer.records.cell import ATTRIBUTION, CELL, AttributionSpec, Cell, ModelSpec, PairSpec, Part, VectorSpec
 from emosteer.scoring.nrc import CATEGORIES
 from emosteer.sources import lexicon_pairs, persona_prompts
+from emosteer.stories import story_prompts
 
 OWN_DIRECTION = -1
 """Index of the random direction of a cell (`vector=random`); its controls count from 0, and must be others."""
 
 
-STAND_INS: dict[str, Any] = {"lexicon": lexicon_pairs, "persona": persona_prompts}
+STAND_INS: dict[str, Any] = {"lexicon": lexicon_pairs, "persona": persona_prompts, "stories": story_prompts}
 """Source of texts -> what makes them of two emotions' names."""
 
 
@@ -182,6 +183,7 @@ def _vector_spec(config: Config, pair: PairSpec, texts: dict[str, Sequence[Any]]
         reading=config.vector.reading,
         components=config.vector.components if method == "neutral_projected" else VectorConfig.components,
         source=source,
+        seed=config.seed if source == "stories" else 0,
         others=_other_emotions(pair, source, texts) if method == "grand_mean" else (),
         plus=_parts("vector.plus", config.vector.plus, pair, source, texts),
         without=_parts("vector.without", config.vector.without, pair, source, texts),
@@ -221,7 +223,7 @@ def _other_emotions(pair: PairSpec, source: str, texts: dict[str, Sequence[Any]]
         return tuple(key for key in keys if key != pair.texts)
     emotions = [name.split("_") for name in shipped_pairs()]
     others = [two for two in emotions if not set(two) & {pair.target, pair.counterpart}]
-    known = others if source == "persona" else [two for two in others if set(two) <= set(CATEGORIES)]
+    known = [two for two in others if set(two) <= set(CATEGORIES)] if source == "lexicon" else others
     return tuple(_add(texts, STAND_INS[source](*two)) for two in known)
 
 

@@ -19,16 +19,19 @@ from torch import Tensor
 from emosteer.attribution import Attribution, Case, attribute, prepare
 from emosteer.attribution.check import Agreement, check
 from emosteer.attribution.scores import DENOISING
+from emosteer.datasets import digest
+from emosteer.engine import Engine
 from emosteer.errors import EmosteerError
 from emosteer.figures import attribution_heatmap
 from emosteer.measures import Explained, explained
 from emosteer.model.batches import Progress
 from emosteer.model.language_model import LanguageModel
-from emosteer.records.cell import Cell, VectorSpec
+from emosteer.records.cell import STORIES, Cell, VectorSpec
 from emosteer.records.claims import Claims
 from emosteer.records.publish import publish_directory, publish_file, publish_json, put_aside, read_bytes, read_json
 from emosteer.records.store import Resolved, Store
 from emosteer.steering import Steering, steering_along
+from emosteer.stories import Stories, story_prompts, write_stories
 from emosteer.vectors import EmotionVector, Quality, Reader, checked, emotion_vector, random_direction, residual_norms
 
 log = logging.getLogger(__name__)
@@ -49,6 +52,7 @@ class Resources:
         sites: at which vectors will be asked for: texts are read once for all of them.
         on_stage: told what is being made, and how far that is: `attribution patching of joy_sadness: 12 of 28 pairs`. What stands
             before the colon stays the same until the next thing is made.
+        new_engine: makes an engine of the model, for stories that vectors may be made of: what it generates is in no cell's account.
     """
 
     def __init__(
@@ -58,11 +62,14 @@ class Resources:
         model: LanguageModel,
         sites: Iterable[str] = (),
         on_stage: Callable[[str], None] = lambda text: None,
+        new_engine: Callable[[LanguageModel], Engine] = Engine,
     ) -> None:
         self.store, self.claims, self.model = store, claims, model
         self.on_stage = on_stage
+        self.new_engine = new_engine
         self._reader = Reader(model, [site for site in dict.fromkeys(sites) if model.anatomy.has(site)])
         self._vectors: dict[str, EmotionVector] = {}
+        self._stories: dict[str, Stories] = {}
         self._attributions: dict[str, Attribution] = {}
 
     def steering(self, cell: Cell) -> tuple[Steering | None, Resolved]:
@@ -172,6 +179,8 @@ class Resources:
             "seconds": round(time.perf_counter() - started, 3),
         }
         told = _told(qualities[0], cell) if qualities else {}
+        if stories := [self._stories[key].facts() | {"id": key} for key in cell.stories_ids.values() if key in self._stories]:
+            facts["stories"] = stories
         if qualities and not cell.vector.shuffled:
             _warn_of(key, qualities[0])
         norms = {"norm": vector.directions.norm(dim=1).tolist(), "residual_norm": vector.residual_norm.tolist()}
@@ -186,7 +195,7 @@ class Resources:
         """
         assert cell.vector is not None
         found = {}
-        alike = ("method", "version", "reading", "source", "components", "shuffled")
+        alike = ("method", "version", "reading", "source", "components", "shuffled", "seed")
         for key in self.store.vector_ids() if cell.vector.method != "random" else ():
             facts = self.store.vector_facts(key)
             recipe = facts.get("recipe") or {}
@@ -211,7 +220,7 @@ class Resources:
         assert recipe is not None
         norms = self.residual_norm(cell)
         if recipe.method != "random":
-            load: Any = self.store.prompts if recipe.source == "persona" else self.store.contrastive_pairs
+            load: Any = self._texts_of(cell)
             with self._reader.in_use(self._telling(f"emotion vector of {_pair_name(cell)}", "texts")):
                 return emotion_vector(
                     self.model,
@@ -231,6 +240,42 @@ class Resources:
         if recipe.like:
             directions = directions * self.vector(cell.like()).directions.norm(dim=1, keepdim=True)
         return EmotionVector(directions, norms)
+
+    def _texts_of(self, cell: Cell) -> Callable[[str], Any]:
+        """From a digest in the recipe of a cell's vector to what is read."""
+        assert cell.vector is not None
+        if cell.vector.source == STORIES:
+            return lambda key: self.stories(cell, key).pairs()
+        return self.store.prompts if cell.vector.source == "persona" else self.store.contrastive_pairs
+
+    def stories(self, cell: Cell, prompts: str) -> Stories:
+        """The model's own stories for a digest of prompts in the recipe of a cell's vector, written once and kept."""
+        key = cell.stories_ids[prompts]
+        path = self.store.paths.stories(key)
+
+        def read() -> Stories | None:
+            try:
+                stored = read_json(path)
+                return None if stored is None else Stories.from_json(stored)
+            except (ValueError, KeyError, TypeError) as error:
+                put_aside(path, str(error))
+                return None
+
+        def make() -> None:
+            asked = self.store.prompts(prompts)
+            target, counterpart = asked[0].category, asked[1].category
+            if digest(story_prompts(target, counterpart)) != prompts:
+                raise EmosteerError(
+                    f"the prompts for stories of {target} and {counterpart} are of another emosteer: plan the sweep anew"
+                )
+            seed = cell.vector.seed if cell.vector else 0
+            telling = self._telling(f"stories of {target} and {counterpart}", "stories")
+            written = write_stories(self.new_engine(self.model), target, counterpart, seed, telling)
+            publish_json(path, {"id": key, "model": cell.model.identity(), "prompts": prompts, **written.to_json()})
+
+        if key not in self._stories:
+            self._stories[key] = self.store.obtain(f"stories-{key}", self.claims, read, make)
+        return self._stories[key]
 
     def _make_attribution(self, cell: Cell) -> None:
         assert cell.attribution is not None

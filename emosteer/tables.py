@@ -56,6 +56,10 @@ class Tables:
     """Attribution id -> pair, of those that are there."""
     found: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Attribution id -> its summary, of the same."""
+    states: dict[str, str] = field(default_factory=dict)
+    """Id of every task, baselines and attributions too -> done, failed or pending."""
+    provenance: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Id of every cell, control and baseline with replies -> where, when and with what they were made."""
 
     @cached_property
     def replies_of(self) -> dict[str, pd.DataFrame]:
@@ -110,6 +114,9 @@ def build(sweep: Sweep) -> Tables:
         cell.attribution_id: cell.pair.name for cell in cells if cell.kind == ATTRIBUTION and cell.pair and states[cell.id] == DONE
     }
     found = {key: sweep.store.attribution_summary(key) or {} for key in attributions}
+    provenance = {
+        key: {"finished_at": one.record.get("finished_at"), **(one.record.get("provenance") or {})} for key, one in scored.items()
+    }
     return Tables(
         results,
         replies,
@@ -120,6 +127,8 @@ def build(sweep: Sweep) -> Tables:
         agreement(scored.values(), settings),
         attributions,
         found,
+        states,
+        provenance,
     )
 
 

@@ -25,7 +25,7 @@ from emosteer.bench import Bench, Loaded
 from emosteer.cores import choose_threads
 from emosteer.engine import Engine
 from emosteer.errors import Damaged, EmosteerError, MachineFault
-from emosteer.model.language_model import load
+from emosteer.model.language_model import LanguageModel, load
 from emosteer.model.source import find
 from emosteer.progress import Reporter, Silent
 from emosteer.records import whereabouts
@@ -275,16 +275,19 @@ class Worker:
         if model.device.type == "cpu" and os.environ.get("CUDA_VISIBLE_DEVICES"):
             log.warning("there is a GPU for this process, and torch runs on the CPU: is it a build for CUDA, and model.device auto?")
         log.info("%s on %s, %s, %d blocks", model.name, model.device, model.dtype, model.n_blocks)
+        return Loaded(spec.key, model, self._new_engine(model))
+
+    def _new_engine(self, model: LanguageModel) -> Engine:
         settings = self.settings["engine"]
         batch_rows = settings["batch_rows"]
         # Sweeps of before have no path.
-        return Loaded(spec.key, model, Engine(model, int(batch_rows) if batch_rows else None, settings.get("path")))
+        return Engine(model, int(batch_rows) if batch_rows else None, settings.get("path"))
 
     def _resources_of(self, loaded: Loaded) -> Resources:
         if self._resources is None or self._resources.model is not loaded.model:
             vectors = [task.cell for task in self.sweep.tasks() if task.cell.vector and task.cell.model.key == loaded.key]
             sites = [cell.site for cell in vectors]
-            self._resources = Resources(self.store, self.claims, loaded.model, sites, self.report.stage)
+            self._resources = Resources(self.store, self.claims, loaded.model, sites, self.report.stage, self._new_engine)
         return self._resources
 
     def _attribute(self, loaded: Loaded, task: Task) -> None:

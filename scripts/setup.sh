@@ -8,17 +8,7 @@ python=${PYTHON:-python3}
 
 runs() { "$python" -c "$1" 2>/dev/null; }
 
-# Debian's packages that are needed, by root or by sudo where it asks for no password.
-debian_install() {
-    local as_root=()
-    [ "$(id -u)" = 0 ] || as_root=(sudo -n)
-    if ! command -v apt-get >/dev/null || ! "${as_root[@]}" true 2>/dev/null; then
-        echo "emosteer needs: $*. Install that (on Debian: sudo apt-get install $*), then run this again." >&2
-        exit 1
-    fi
-    "${as_root[@]}" apt-get update -qq
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
-}
+source scripts/debian.sh
 
 if ! runs 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     debian_install python3.11 python3.11-venv ca-certificates

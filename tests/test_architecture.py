@@ -22,10 +22,11 @@ LAYERS = (
     ("records",),
     ("scored",),
     ("agreement", "caveats", "predictions"),
-    ("checks", "figures", "measures", "progress", "sources", "tables", "timesheet", "turns", "vector_file"),
+    ("checks", "figures", "measures", "progress", "sources", "stories", "tables", "timesheet", "turns", "vector_file"),
     ("bench", "composer", "hydra_messages", "objective", "overview", "resources"),
     ("one_line",),
     ("planning", "summary", "tracking", "worker"),
+    ("report",),
     ("arguments", "finaliser", "launcher"),
     ("comparison", "hydra_jobs", "slurm"),
     ("api",),
@@ -54,6 +55,7 @@ UNKNOWN = {
     "caveats": FRONT_ENDS + MODELS,
     "predictions": FRONT_ENDS + MODELS,
     "tables": FRONT_ENDS + MODELS,
+    "report": (*FRONT_ENDS, "torch", "transformers"),
 }
 """What a module must not import, at its top or in a function: torch code knows nothing of Hydra, files or W&B, records nothing
 of models."""

@@ -25,6 +25,7 @@ from emosteer.planning import plan, typed
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell, Part
 from emosteer.records.store import Store
 from emosteer.sources import lexicon_pairs, persona_prompts
+from emosteer.stories import story_prompts
 
 N_BLOCKS = 30
 CONF = Path(emosteer.__file__).parent / "conf"
@@ -76,7 +77,7 @@ BAD = {
     "site=head": "site=head: choose one of residual, attention, mlp",
     "coefficient_unit=percent": "coefficient_unit=percent: choose one of fraction, raw",
     "vector.method=ica": "vector.method=ica: choose one of mean_difference, grand_mean, pca, logistic, lda,",
-    "vector.source=book": "vector.source=book: choose one of pairs, lexicon, persona",
+    "vector.source=book": "vector.source=book: choose one of pairs, lexicon, persona, stories",
     "vector.plus=joy_fear": "vector.plus=joy_fear: no pairs of that name are shipped",
     "vector.plus=[trust_disgust,trust_disgust]": "trust_disgust stands there twice; give it once",
     "vector.plus={trust_disgust:0}": "vector.plus: the weight of trust_disgust is 0; give a finite number other than 0",
@@ -373,6 +374,20 @@ def test_personas_need_a_pairs_names_alone(store: Store) -> None:
         planned(store, "vector=persona", "vector.method=os.path.join", "vector.reading=token_mean")
 
 
+def test_stories_need_a_pairs_names_and_a_seed(store: Store) -> None:
+    own = ["pair=love_hate", "pair.path=null", "vector=stories", "attribution=none"]
+    found = plan(typed(composed(*own, "vector.method=grand_mean", "seed=3")))
+    vector = found.cells[0].vector
+    assert vector is not None
+    assert found.texts[vector.texts] == story_prompts("love", "hate")
+    assert (vector.seed, len(vector.others)) == (3, 4)
+    ids = [planned(store, *own, f"seed={seed}")[0].vector_id for seed in (0, 0, 1)]
+    assert ids[0] == ids[1] != ids[2]
+    assert planned(store, "seed=1")[0].vector_id == planned(store)[0].vector_id, "of pairs, no seed"
+    with pytest.raises(EmosteerError, match=r"controls.shuffled exchanges the labels of contrastive pairs"):
+        planned(store, *own, "controls.shuffled=1")
+
+
 def test_a_lexicon_without_the_emotion_is_refused(store: Store) -> None:
     with pytest.raises(EmosteerError, match=r"pair.target=love: vector.source=lexicon needs words of it"):
         planned(store, "pair=love_hate", "vector=lexicon")
@@ -484,7 +499,7 @@ def test_what_is_beside_the_replies_keeps_the_id(store: Store, override: str) ->
      "intervention=set", "intervention=ablate", "decay=0.9",
      "model=qwen3", "model.dtype=bfloat16", "pair=love_hate", "prompts=confirmation", "prompts.limit=5", "vector=random",
      "vector.reading=last_token", "vector=pca", "vector=grand_mean", "vector=neutral_projected", "vector=lexicon",
-     "vector=persona", "vector.plus=trust_disgust", "vector.without=trust_disgust",
+     "vector=persona", "vector=stories", "vector.plus=trust_disgust", "vector.without=trust_disgust",
      "generation=sampled", "generation.max_new_tokens=61", "generation.min_new_tokens=1"],
 )  # fmt: skip
 def test_what_is_asked_of_the_replies_changes_the_id(store: Store, override: str) -> None:

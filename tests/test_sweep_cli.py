@@ -27,7 +27,7 @@ from emosteer.records.store import Store
 from emosteer.records.sweep import Command, Sweep, Task
 from emosteer.sweep_cli import app
 
-COMMANDS = ("ls", "status", "watch", "logs", "report", "power", "retry", "cancel", "workers", "gc")
+COMMANDS = ("ls", "status", "watch", "logs", "report", "figures", "power", "retry", "cancel", "workers", "gc")
 DAY = 86400.0
 STRANGE = "two words 'quoted' \"twice\" été 雪"
 
@@ -436,6 +436,7 @@ def test_report_twice_gives_the_same_files(desk: Path) -> None:
             "confirmations_csv",
             "predictions_csv",
             "agreement_csv",
+            "report_html",
         )
     )
     assert len(second["files"]["figures"]) == 2

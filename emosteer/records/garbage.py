@@ -3,8 +3,8 @@
 A sweep names its store, and a store names no sweep: one that is not known here may still refer to a record. So there are two sorts.
 
 - What no sweep can miss, known or not: unfinished writes of dead processes, records that `mode=force` replaced or that were found
-  damaged, claims of dead processes, and old vectors and residual norms that neither a record nor a known sweep refers to (a worker
-  that wants one makes it again).
+  damaged, claims of dead processes, and old vectors, residual norms and stories that neither a record nor a known sweep refers to
+  (a worker that wants one makes it again).
 - On request only: cells, baselines and attributions that no known sweep refers to, and the texts of which nothing would be left.
 
 Scores of another scorer, or of another version of one, are left: a sweep that names that scorer still reads them, so does an older
@@ -36,7 +36,7 @@ from emosteer.records.store import Store
 from emosteer.records.sweep import Sweep
 
 UNFINISHED, DISCARDED, DAMAGED, CLAIM = "unfinished", "discarded", "damaged", "claim"
-VECTOR, NORMS, CELL, BASELINE, TEXTS = "vector", "residual norms", "cell", "baseline", "texts"
+VECTOR, NORMS, STORIES, CELL, BASELINE, TEXTS = "vector", "residual norms", "stories", "cell", "baseline", "texts"
 PUT_ASIDE = {".discarded-": DISCARDED, ".damaged-": DAMAGED}
 GRAVE = f"{TEMPORARY}dead-"
 
@@ -93,6 +93,7 @@ class References:
     vectors: set[str] = field(default_factory=set)
     norms: set[str] = field(default_factory=set)
     """Model and neutral texts, as `_norms_key` writes them."""
+    stories: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
 
     def add(self, cell: Cell) -> None:
@@ -108,6 +109,7 @@ class References:
         if cell.attribution:
             self.attributions.add(cell.attribution_id)
             self.texts.add(cell.attribution.diagnostics)
+        self.stories |= set(cell.stories_ids.values())
         self.norms.add(_norms_key(cell.model.identity(), cell.neutral))
         self.texts |= {cell.prompts, cell.neutral}
 
@@ -209,6 +211,8 @@ class _Unreferenced:
             for path in _visible(kinds["texts"]):
                 self._goes(TEXTS, path.stem, [path], known.texts)
         self._look_at_vectors(kinds["vectors"])
+        for path in _visible(kinds["stories"]):
+            self._goes(STORIES, path.stem, [path], known.stories)
         for path in _visible(kinds["residual_norms"]):
             self._goes(NORMS, path.stem, [path], {path.stem} if _key_of_norms(path) in known.norms else set())
 
@@ -223,7 +227,7 @@ class _Unreferenced:
         """Whether a thing may go; it is among the findings then."""
         if name in references:
             return False
-        if {name, f"{name}.making", f"{ATTRIBUTION}-{name}", f"residual_norms-{name}.making"} & self.held:
+        if {name, f"{name}.making", f"{ATTRIBUTION}-{name}", f"residual_norms-{name}.making", f"stories-{name}.making"} & self.held:
             self.findings.n_held += 1
             return False
         one, newest = _measured(kind, paths, "no record or known sweep refers to it")

@@ -72,7 +72,7 @@ class StorePaths:
     @property
     def kinds(self) -> dict[str, Path]:
         """Where things of each kind lie, one file or directory each (a vector has two)."""
-        names = ("cells", "baselines", "attributions", "vectors", "residual_norms", "texts", "answers", "claims")
+        names = ("cells", "baselines", "attributions", "vectors", "residual_norms", "stories", "texts", "answers", "claims")
         return {name: self.root / name for name in names}
 
     def cell(self, cell_id: str, is_baseline: bool = False) -> CellPaths:
@@ -90,6 +90,9 @@ class StorePaths:
 
     def residual_norms(self, norms_id: str) -> Path:
         return self.root / "residual_norms" / f"{norms_id}.json"
+
+    def stories(self, stories_id: str) -> Path:
+        return self.root / "stories" / f"{stories_id}.json"
 
     def attribution(self, attribution_id: str) -> Path:
         return self.attributions / attribution_id
@@ -154,8 +157,16 @@ class SweepPaths:
         return self.root / "replies.parquet"
 
     @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
     def figures(self) -> Path:
         return self.root / "figures"
+
+    @property
+    def paper(self) -> Path:
+        return self.root / "paper"
 
     @property
     def wandb(self) -> Path:
@@ -200,7 +211,7 @@ class SweepPaths:
         """Every directory in which files are published; the locks, which are made otherwise, have rules of their own."""
         slurm = self.slurm
         parts = (slurm.submissions, slurm.workers, slurm.script("any").parent, slurm.code("any").parent)
-        return [self.root, self.commands, self.failures, self.losses, self.figures, *parts]
+        return [self.root, self.commands, self.failures, self.losses, self.figures, self.paper, *parts]
 
 
 @dataclass(frozen=True)

@@ -291,6 +291,7 @@ class Store:
             yield self.paths.vector(cell.vector_id)
             yield self.paths.vector_facts(cell.vector_id)
             yield self.paths.residual_norms(cell.norms_id)
+            yield from map(self.paths.stories, cell.stories_ids.values())
 
     def scores(self, cell: Cell, key: str, n_replies: int | None = None) -> dict[str, list[float]] | None:
         """Stored scores under a scorer's key, or None; damaged ones are put aside, so that the scorer runs again.

@@ -72,6 +72,11 @@ def _categories(word: str, lemmatise: bool) -> tuple[str, ...]:
     return _lexicon().get(simplemma.lemmatize(form, lang="en").lower(), ())
 
 
+def categories_of(word: str, lemmatise: bool = True) -> tuple[str, ...]:
+    """The categories that a word of a reply (`split_words`) counts for in `nrc`, in the order of `CATEGORIES`."""
+    return _categories(word, lemmatise)
+
+
 def emotion_words(reply: str, lemmatise: bool = True) -> list[tuple[str, tuple[str, ...]]]:
     """The words of `reply` that count for `nrc`, as written and in order, each with the categories it counts for."""
     found = ((word, _categories(word, lemmatise)) for word in split_words(reply))

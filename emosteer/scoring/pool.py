@@ -65,7 +65,8 @@ def _pooled(scorer: Scorer, cells: Sequence[CellReplies]) -> list[Scores]:
     place = {row: number for number, row in enumerate(dict.fromkeys(row for own in rows for row in own))}
 
     def tokens() -> Context:
-        return replace(contexts[0], prompts=[prompt for _, prompt, _ in place], replies=[reply for _, _, reply in place])
+        prompts, replies = [prompt for _, prompt, _ in place], [reply for _, _, reply in place]
+        return replace(contexts[0], prompts=prompts, replies=replies, turns=[], said=[])
 
     scores = scorer.measure([text for text, _, _ in place], tokens)
     return [{metric: [values[place[row]] for row in own] for metric, values in scores.items()} for own in rows]

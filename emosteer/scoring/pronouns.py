@@ -14,6 +14,12 @@ SINGULAR: Final = frozenset({"i", "me", "my", "mine", "myself"})
 PLURAL: Final = frozenset({"we", "us", "our", "ours", "ourselves", "let's"})
 
 
+def is_first_person(word: str, is_shouted: bool = False) -> bool:
+    """Whether a word of a reply (`split_words`) counts for `first_person`; shouted where the whole reply is in capitals."""
+    stem = word if word.lower() == "let's" else without_clitics(word)
+    return (is_shouted or stem != "US") and stem.lower() in SINGULAR | PLURAL
+
+
 def _pronoun_forms(reply: str, words: Sequence[str]) -> list[str]:
     """The words as they are compared with the pronouns: lower-cased, without contracted endings."""
     stems = (word if word.lower() == "let's" else without_clitics(word) for word in words)

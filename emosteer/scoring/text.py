@@ -53,6 +53,17 @@ def split_words(reply: str) -> list[str]:
     return _WORD.findall(straighten_apostrophes(unicodedata.normalize("NFC", reply)).translate(_INVISIBLE))
 
 
+def place_words(text: str) -> list[tuple[int, int, str]]:
+    """The words of `text` (`split_words`), which is in Unicode's composed form (NFC), each as (start, end, word), in characters."""
+    whole = straighten_apostrophes(text)
+    seen = whole.translate(_INVISIBLE)
+    found = [(*word.span(), word[0]) for word in _WORD.finditer(seen)]
+    if len(seen) == len(whole):
+        return found
+    places = [at for at, character in enumerate(whole) if ord(character) not in _INVISIBLE]
+    return [(places[begins], places[ends - 1] + 1, word) for begins, ends, word in found]
+
+
 NEGATIONS: Final = frozenset(
     [
         "not",

@@ -18,6 +18,7 @@ from emosteer.errors import EmosteerError
 from emosteer.sweep_cli import workers
 from emosteer.sweep_cli.cancel import cancel
 from emosteer.sweep_cli.dashboard import dashboard
+from emosteer.sweep_cli.figures import figures
 from emosteer.sweep_cli.gc import gc
 from emosteer.sweep_cli.logs import logs
 from emosteer.sweep_cli.ls import ls
@@ -85,7 +86,8 @@ def about(
       emosteer-sweep status default   what is done, what failed and why
       emosteer-sweep watch default    the same while it runs
       emosteer-sweep logs default ID  what was written about a cell
-      emosteer-sweep report default   tables, figures and summary again
+      emosteer-sweep report default   tables, figures and report.html again
+      emosteer-sweep figures default  PDF, PNG and LaTeX for a paper
       emosteer-sweep sync default     its runs to Weights & Biases
       emosteer-sweep dashboard default
                                       a view and a report of them there
@@ -110,7 +112,7 @@ def about(
         typer.echo(ctx.get_help())
 
 
-for command in (ls, status, watch, logs, report, sync, dashboard, power, retry, cancel, gc):
+for command in (ls, status, watch, logs, report, figures, sync, dashboard, power, retry, cancel, gc):
     app.command()(command)
 app.add_typer(workers.app, name="workers")
 

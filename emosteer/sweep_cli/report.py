@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 def report(sweep: SweepArgument, as_json: JsonOption = False) -> None:
     """Build a sweep's results again from its records.
 
-    Tables, figures, the tracker's runs and the summary are views of the records: of a half-done sweep they hold what is there, and
-    twice they are the same. Needs no model. On disk it replaces, in the sweep's directory, sweep.json, results.parquet, results.csv,
-    replies.parquet, trends.csv, confirmations.csv, predictions.csv, agreement.csv, figures/ and, with tracking=wandb, wandb/.
+    Tables, figures, report.html, the tracker's runs and the summary are views of the records: of a half-done sweep they hold what is
+    there, and twice they are the same. Needs no model. On disk it replaces, in the sweep's directory, sweep.json, results.parquet,
+    results.csv, replies.parquet, trends.csv, confirmations.csv, predictions.csv, agreement.csv, report.html, figures/ and, with
+    tracking=wandb, wandb/.
 
     \b
     Examples:
@@ -37,7 +38,7 @@ def report(sweep: SweepArgument, as_json: JsonOption = False) -> None:
       complete  whether all is done
       files     {summary, results_parquet, results_csv, replies_parquet,
                 trends_csv, confirmations_csv, predictions_csv, agreement_csv,
-                figures: [...]}
+                report_html, figures: [...]}
       rows      {results, replies, trends, confirmations, predictions, agreement}
 
     \b
@@ -52,7 +53,7 @@ def report(sweep: SweepArgument, as_json: JsonOption = False) -> None:
         print_json(_as_data(found, seen, tables))
     elif lacking := {state: seen.counts[state] for state in (FAILED, RUNNING, PENDING) if seen.counts[state]}:
         states = ", ".join(f"{n:,} {state}" for state, n in lacking.items())
-        typer.echo(f"Half done: of {count(seen.counts['total'], 'task')} {states}. The tables hold what is there.")
+        typer.echo(f"Half done: of {count(seen.counts['total'], 'task')} {states}. The tables and the report hold what is there.")
 
 
 def finalised(sweep: Sweep, is_quiet: bool) -> Tables:
@@ -73,6 +74,7 @@ def _as_data(sweep: Sweep, seen: Overview, tables: Tables) -> dict[str, Any]:
         "replies_parquet": paths.replies,
         "trends_csv": paths.trends_csv,
         "confirmations_csv": paths.confirmations_csv,
+        "report_html": paths.report,
         "predictions_csv": paths.predictions_csv,
         "agreement_csv": paths.agreement_csv,
     }

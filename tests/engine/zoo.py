@@ -27,6 +27,7 @@ from tiny_models import (
     tiny_model,
     tokenizer_of,
     true_parts,
+    without_groups,
 )
 from torch import nn
 from transformers import PreTrainedModel
@@ -95,6 +96,23 @@ EVERYWHERE = {"layer_types": ["full_attention"] * BLOCKS}
 
 _ZOO: dict[str, Kind] = {
     "qwen2": Kind("Qwen2Config", common()),
+    # Embeddings that are the output matrix too, as small models have them; without attention's groups, and with.
+    "gpt2_tied": Kind(
+        "GPT2Config",
+        {"n_embd": WIDTH, "n_layer": BLOCKS, "n_head": HEADS, "n_positions": 256},
+        blocks="transformer.h",
+        attention=("attn",),
+    ),
+    "qwen3_tied": Kind("Qwen3Config", common(head_dim=16, tie_word_embeddings=True)),
+    # Norms without weights.
+    "olmo": Kind("OlmoConfig", common(clip_qkv=0.5), ({"clip_qkv": None},)),
+    # One projection for grouped queries, keys and values.
+    "falcon_grouped": Kind(
+        "FalconConfig",
+        without_groups(ffn_hidden_size=2 * WIDTH, new_decoder_architecture=True, num_kv_heads=2),
+        blocks="transformer.h",
+        attention=("self_attention",),
+    ),
     "qwen2_windowed": Kind(
         "Qwen2Config",
         common(use_sliding_window=True, sliding_window=WINDOW, max_window_layers=2),
@@ -246,7 +264,7 @@ _PLAIN_FAMILIES: dict[str, tuple[Plain, ...]] = {
 
 ZOO = (*FAMILIES, *_ZOO)
 """Every architecture, by name."""
-WITHOUT_INTERFACE = ("bloom", "falcon", "gptj", "mpt")
+WITHOUT_INTERFACE = ("bloom", "falcon", "falcon_grouped", "gptj", "mpt")
 """Those whose attention is not to be had from outside."""
 WITH_STATES = ("qwen3_next", "lfm2")
 """Those that remember more than keys and values."""

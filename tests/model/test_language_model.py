@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import gguf
 import pytest
@@ -66,6 +67,49 @@ def test_a_directory_that_transformers_cannot_read(saved: Path) -> None:
     (saved / "config.json").write_text('{"model_type": "no_such_model", "num_hidden_layers": 4}')
     with pytest.raises(EmosteerError, match="transformers cannot load it"):
         load(ModelConfig(name="mine", path=str(saved), device="cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_without_a_gpu_nothing_is_quantised_or_loaded(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+    for how in ("int8", "nf4"):
+        with pytest.raises(EmosteerError, match=f"model.quantization={how} needs a CUDA GPU, and this machine gives"):
+            load(ModelConfig(name="mine", path=str(saved), quantization=how))
+
+
+def test_without_bitsandbytes_nothing_is_loaded(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", None)
+    monkeypatch.setattr("emosteer.model.language_model.choose_device", lambda _request: torch.device("cuda", 1))
+    monkeypatch.setattr("emosteer.model.language_model.find_spec", lambda _name: None)
+    with pytest.raises(EmosteerError, match=r"model.quantization=int8 needs the package bitsandbytes: pip install"):
+        load(ModelConfig(name="mine", path=str(saved), quantization="int8"))
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cuda:1", {"": 1}), ("all", "auto")])
+@pytest.mark.parametrize("how", ["int8", "nf4"])
+def test_how_transformers_is_asked_to_quantise(
+    how: str, device: str, expected: object, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that is quantised is moved nowhere. Nothing is quantised here: there is no GPU."""
+    asked: dict[str, Any] = {}
+    plain = load(ModelConfig(name="mine", path=str(saved), device="cpu")).model
+
+    def from_pretrained(_location: str, **options: Any) -> Any:
+        asked.update(options)
+        plain.hf_quantizer = "bitsandbytes"
+        monkeypatch.setattr(plain, "to", None)
+        return plain
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    monkeypatch.setattr("emosteer.model.language_model.choose_device", lambda _request: torch.device("cuda", 1))
+    monkeypatch.setattr("emosteer.model.language_model.find_spec", lambda name: name == "bitsandbytes")
+    config = ModelConfig(name="mine", path=str(saved), device=device, quantization=how, dtype="bfloat16")
+    assert load(config).n_blocks == BLOCKS
+    found = asked["quantization_config"]
+    assert (found.load_in_8bit, found.load_in_4bit) == (how == "int8", how == "nf4")
+    if how == "nf4":
+        assert (found.bnb_4bit_quant_type, found.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
+    assert (asked["device_map"], asked["dtype"]) == (expected, torch.bfloat16)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "tpu"])

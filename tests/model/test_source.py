@@ -109,6 +109,9 @@ def test_nothing_to_load(directory: Path, tmp_path: Path) -> None:
         (local(tmp_path / "absent"), "does not exist"),
         (local(directory / "README.md"), "is a file"),
         (local(directory, dtype="float8"), "choose one of float32, bfloat16, float16"),
+        (local(directory, quantization="int4"), "model.quantization=int4: choose one of int8, nf4, or null"),
+        (local(directory, quantization="nf4", device="cpu"), "needs a CUDA GPU, and model.device=cpu is none; leave one out"),
+        (local(directory, quantization="int8", gguf_file="m.gguf"), "m.gguf is dequantised on loading"),
     ]:
         with pytest.raises(EmosteerError, match=told) as caught:
             find(config)

@@ -71,6 +71,7 @@ def with_parts(**parts: tuple[Part, ...]) -> Change:
 MATTERS: dict[str, Change] = {
     "weights": with_model(fingerprint="sha256:4567"),
     "dtype": with_model(dtype="bfloat16"),
+    "quantization": with_model(quantization="nf4"),
     "blocks": with_model(blocks="model.layers"),
     "attention": with_model(attention="self_attn"),
     "mlp": with_model(mlp="mlp"),

@@ -93,12 +93,14 @@ def test_equal_texts_of_other_tokens_are_other_replies() -> None:
     @versioned(1, per_reply=True)
     def place(replies: Sequence[str], *, context: Context) -> Scores:
         assert context.engine is engine
+        assert (context.turns, context.said) == ([], []), "those of one cell would be another's"
         asked.extend(zip(context.prompts, context.replies, strict=True))
         return {"place": [float(100 * prompt[0] + reply[0]) for prompt, reply in zip(context.prompts, context.replies, strict=True)]}
 
     def cell(prompt: int, *replies: int) -> CellReplies:
         return CellReplies(
-            ["same"] * len(replies), lambda: Context(engine, [(prompt,)] * len(replies), [(reply,) for reply in replies])
+            ["same"] * len(replies),
+            lambda: Context(engine, [(prompt,)] * len(replies), [(r,) for r in replies], [0] * len(replies), [""] * len(replies)),
         )
 
     found = list(measure_together(scorer(place), [cell(1, 5, 6), cell(2, 5), cell(1, 6)]))
