@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from emosteer.comparison import compare
     from emosteer.datasets import ContrastivePair, DiagnosticPair, Prompt
     from emosteer.vector_file import load_vector, save_vector
+    from emosteer.vector_formats import save_gguf, to_repeng, to_steering_vectors
     from emosteer.vectors import combine_vectors
 
 __version__ = "0.1.0"
@@ -55,9 +56,12 @@ __all__ = [
     "load_vector",
     "random_vector",
     "reply",
+    "save_gguf",
     "save_vector",
     "score",
     "steer",
+    "to_repeng",
+    "to_steering_vectors",
     "write_stories",
 ]
 
@@ -65,6 +69,7 @@ _ELSEWHERE = {
     "emosteer.comparison": ("compare",),
     "emosteer.datasets": ("ContrastivePair", "DiagnosticPair", "Prompt"),
     "emosteer.vector_file": ("load_vector", "save_vector"),
+    "emosteer.vector_formats": ("save_gguf", "to_repeng", "to_steering_vectors"),
     "emosteer.vectors": ("combine_vectors",),
 }
 """Where a public name lives that is not in `emosteer.api`."""

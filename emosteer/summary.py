@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -26,6 +28,8 @@ AXES = (
     *("n_samples", "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_p"),
 )
 """Axes that the table names where they vary; pair, blocks and coefficient have columns of their own."""
+COLUMNS = {"block": 5, "coef.": 6, "target": 13, "beyond random": 13, "1st person": 12, "sentiment": 13, "perplexity": 12}
+"""Headings of the cells' table, and how wide they are."""
 MOST_ROWS = 40
 EXAMPLES = 3
 SIGNIFICANT = 0.05
@@ -40,8 +44,8 @@ class _Stdout(Console):
 
 
 def console() -> Console:
-    """Where results are printed: stdout, at least 100 columns wide where that is no terminal."""
-    width = None if Console().is_terminal else max(100, shutil.get_terminal_size((100, 24)).columns)
+    """Where results are printed: stdout, with colour on a terminal only, at least 80 columns wide where it is none."""
+    width = None if Console().is_terminal else max(80, shutil.get_terminal_size((100, 24)).columns)
     return _Stdout(width=width, highlight=False)
 
 
@@ -115,19 +119,36 @@ def _table(cells: pd.DataFrame) -> RenderableType:
     if len(cells) > MOST_ROWS:
         order = [_value(row, f"{row['primary']}_delta") for _, row in cells.iterrows()]
         shown = cells.assign(_order=order).nlargest(MOST_ROWS, "_order")
-    shown = shown.sort_values(["model", "pair", "layer", "layers", "coefficient", "cell_id"])
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0), row_styles=["", "on grey7"])
     varying = [axis for axis in AXES if cells[axis].nunique() > 1]
-    table.add_column("pair", overflow="fold")
-    for heading in ("block", "coef."):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("target", "beyond random", "1st person", "sentiment", "perplexity"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for _, row in shown.iterrows():
+    shown = shown.sort_values(["model", "pair", *varying, "layer", "layers", "coefficient", "cell_id"])
+    parts: list[RenderableType] = []
+    for heading, rows in itertools.groupby(shown.iterrows(), key=lambda row: _heading(row[1], varying)):
+        parts += [Text(heading, style="bold"), _section([row for _, row in rows], is_first=not parts)]
+    if len(shown) < len(cells):
+        parts.append(Text(f"The {len(shown)} largest effects of {len(cells)} cells; all are in results.csv."))
+    return Group(*parts)
+
+
+def _heading(row: pd.Series[Any], varying: Sequence[str]) -> str:
+    return ", ".join([f"{row['pair']}: {row['primary']}", *filter(None, (_axis(axis, row[axis]) for axis in varying))])
+
+
+def _axis(axis: str, value: Any) -> str:
+    """What an axis that varies says: a text says itself what it is, but for what a vector is put together of."""
+    if axis in ("vector_plus", "vector_without"):
+        return f"{axis.removeprefix('vector_')} {value}" if value else ""
+    return str(value) if isinstance(value, str) else f"{axis} {value}"
+
+
+def _section(rows: Sequence[pd.Series[Any]], is_first: bool) -> Table:
+    """Cells below one heading; columns have the same widths below each, 80 together."""
+    table = Table(show_header=is_first, box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    table.row_styles = ["", "on grey7"]
+    for heading, width in COLUMNS.items():
+        table.add_column(heading, justify="left" if heading in ("block", "coef.") else "right", width=width, overflow="fold")
+    for row in rows:
         primary = row["primary"]
-        axes = "".join(_axis(axis, row[axis]) for axis in varying)
         table.add_row(
-            Text(str(row["pair"])).append(f"\n{primary}{axes}", style="dim"),
             row["layers"],
             f"{row['coefficient']:g}",
             _effect(row, primary),
@@ -136,20 +157,7 @@ def _table(cells: pd.DataFrame) -> RenderableType:
             _effect(row, "sentiment", digits=2),
             _perplexity(row),
         )
-    if len(shown) < len(cells):
-        return Group(table, Text(f"The {len(shown)} largest effects of {len(cells)} cells; all are in results.csv."))
     return table
-
-
-def _axis(axis: str, value: Any) -> str:
-    """A line for an axis that varies: a text says itself what it is, but for what a vector is put together of."""
-    if axis in ("vector_plus", "vector_without"):
-        return f"\n{axis.removeprefix('vector_')} {value}" if value else ""
-    return f"\n{value}" if isinstance(value, str) else f"\n{axis} {value}"
-
-
-def _in_two(pair: str, width: int = 14) -> str:
-    return pair if len(pair) <= width else pair.replace("_", "_\n", 1)
 
 
 def _effect(
@@ -163,7 +171,7 @@ def _effect(
         return Text("-")
     style = "bold green" if q < SIGNIFICANT and delta > 0 else "bold red" if q < SIGNIFICANT else ""
     text = Text(f"{delta:+.{digits}f} {_q(q)}", style=style)
-    text.append(f"\n[{low:+.{digits}f}, {high:+.{digits}f}]", style="dim not bold")
+    text.append(f"\n[{low:+.{digits}f},{high:+.{digits}f}]", style="dim not bold")
     return text
 
 
@@ -173,7 +181,7 @@ def _perplexity(row: pd.Series[Any]) -> Text:
         return Text("-")
     text = Text(f"x{ratio:.2f} {_q(_value(row, 'perplexity_q'))}", style="red" if ratio > READABLE_PERPLEXITY_RATIO else "")
     low, high = _value(row, "perplexity_ci_low"), _value(row, "perplexity_ci_high")
-    text.append(f"\n[{low:+.1f}, {high:+.1f}]", style="dim not bold")
+    text.append(f"\n[{low:+.1f},{high:+.1f}]", style="dim not bold")
     return text
 
 

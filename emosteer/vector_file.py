@@ -6,6 +6,8 @@ file of the store, in the JSON beside it.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,14 +23,19 @@ from emosteer.vectors import EmotionVector, checked
 NORMS = "residual_norm"
 
 
-def save_vector(vector: EmotionVector, path: str | Path) -> None:
+def save_vector(vector: EmotionVector, path: str | Path, facts: Mapping[str, str] | None = None) -> None:
     """Write a vector to a safetensors file, whole or not at all; its directory is made, an older file replaced.
+
+    Args:
+        vector: what is written.
+        path: of the file.
+        facts: more to write into the file's metadata.
 
     Raises:
         EmosteerError: a vector that is not finite or has no length at some block, or a place that cannot be written.
     """
     blocks = {f"block.{layer}": direction.float().contiguous() for layer, direction in enumerate(checked(vector).directions)}
-    metadata = {"site": vector.site, "sign": "positive minus negative"}
+    metadata = {**(facts or {}), "site": vector.site, "sign": "positive minus negative"}
     publish_file(Path(path).expanduser(), save({**blocks, NORMS: vector.residual_norm.float()}, metadata))
 
 
@@ -57,6 +64,22 @@ def load_vector(path: str | Path) -> EmotionVector:
         return checked(EmotionVector(torch.stack([tensors[name].float() for name in expected]), norms, site))
     except EmosteerError as error:
         raise EmosteerError(f"{path}: {error}") from None
+
+
+def made_on(path: str | Path) -> str | None:
+    """The fingerprint of the model that a vector was made on, where its file says so.
+
+    Raises:
+        EmosteerError: no such file, or no safetensors file.
+    """
+    _, metadata = _read(Path(path).expanduser())
+    if "model_fingerprint" in metadata:  # of an export
+        return metadata["model_fingerprint"]
+    try:
+        stored = json.loads(metadata.get("emosteer", "{}"))  # of the store
+        return str(stored["model"]["fingerprint"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

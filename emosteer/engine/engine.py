@@ -102,6 +102,12 @@ class Engine:
                 most = self._halve(rows)
                 waiting.extendleft(reversed(batch.unfinished()))
 
+    def stream(self, request: Request) -> Iterator[int]:
+        """Yield the tokens of one reply as they are chosen: those that `generate` gives, whatever else is asked."""
+        self._choose(len(request.prompt) + request.decoding.max_new_tokens)
+        batch = _Batch(self, [request], deque([0]), Extent.of([request]), 1)
+        yield from batch.stream()
+
     def _positions(self, requests: Sequence[Request], extent: Extent) -> int:
         """Positions that a row costs: its own, and its share in those of the prompts."""
         if self.path == SHARED:
@@ -167,13 +173,8 @@ class _Batch:
         """Decode until nothing is left, here and among those that wait."""
         self._put(list(range(len(self.rows))), self.rows)
         while self.rows:
-            assert self.batch is not None
-            with self.account.timing("decode"):
-                tokens = self._step(self.batch)
-                chosen = checked(tokens.tolist())
-                self.batch.append(tokens)
             fresh, replies = 0, []
-            for row, token in zip(self.rows, chosen, strict=True):
+            for row, token in zip(self.rows, self._advance(), strict=True):
                 fresh += not row.ended
                 reply = row.take(token, self.model.stop_tokens)
                 if reply is not None:
@@ -182,6 +183,26 @@ class _Batch:
             on_tokens(fresh)
             yield from replies
             self._refill()
+
+    def stream(self) -> Iterator[int]:
+        """Decode the only row, a token at a time."""
+        (row,) = self.rows
+        self._put([0], self.rows)
+        while not row.ended:
+            there = len(row.tokens)
+            (token,) = self._advance()
+            row.take(token, self.model.stop_tokens)
+            self.account.tokens += len(row.tokens) - there
+            yield from row.tokens[there:]
+
+    def _advance(self) -> list[int]:
+        """Every row's next token."""
+        assert self.batch is not None
+        with self.account.timing("decode"):
+            tokens = self._step(self.batch)
+            chosen = checked(tokens.tolist())
+            self.batch.append(tokens)
+        return chosen
 
     def _step(self, batch: Rows) -> Tensor:
         """The rows' next tokens [row]."""

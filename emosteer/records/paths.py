@@ -111,6 +111,26 @@ class StorePaths:
 
 
 @dataclass(frozen=True)
+class ExportPaths:
+    """The vector of a chosen cell, for use elsewhere."""
+
+    directory: Path
+
+    @property
+    def vector(self) -> Path:
+        return self.directory / "vector.safetensors"
+
+    @property
+    def gguf(self) -> Path:
+        return self.directory / "control_vector.gguf"
+
+    @property
+    def card(self) -> Path:
+        """The model card, by the name under which hubs look for one."""
+        return self.directory / "README.md"
+
+
+@dataclass(frozen=True)
 class SweepPaths:
     """One sweep's own directory."""
 
@@ -171,6 +191,9 @@ class SweepPaths:
     @property
     def wandb(self) -> Path:
         return self.root / "wandb"
+
+    def export(self, cell_id: str) -> ExportPaths:
+        return ExportPaths(self.root / "exports" / cell_id)
 
     @property
     def trackio(self) -> Path:

@@ -10,6 +10,7 @@ from emosteer.statistics.paired import DEFAULT_RESAMPLES, PairedEffect, Trend, d
 from emosteer.statistics.power import power, prompts_needed, smallest_effect, upper_deviation
 from emosteer.statistics.prediction import FEWEST_BLOCKS, Prediction, rank_prediction
 from emosteer.statistics.primary import PrimaryEffect, primary_effect
+from emosteer.statistics.unpaired import UnpairedEffect, unpaired_effect
 
 __all__ = [
     "DEFAULT_RESAMPLES",
@@ -20,6 +21,7 @@ __all__ = [
     "Prediction",
     "PrimaryEffect",
     "Trend",
+    "UnpairedEffect",
     "confirm",
     "dose_response",
     "equivalence_p",
@@ -32,5 +34,6 @@ __all__ = [
     "rank_prediction",
     "smallest_effect",
     "smallest_p",
+    "unpaired_effect",
     "upper_deviation",
 ]

@@ -17,7 +17,10 @@ import emosteer
 from emosteer.errors import EmosteerError
 from emosteer.sweep_cli import workers
 from emosteer.sweep_cli.cancel import cancel
+from emosteer.sweep_cli.chat import chat
+from emosteer.sweep_cli.compare import compare
 from emosteer.sweep_cli.dashboard import dashboard
+from emosteer.sweep_cli.export import export
 from emosteer.sweep_cli.figures import figures
 from emosteer.sweep_cli.gc import gc
 from emosteer.sweep_cli.logs import logs
@@ -93,6 +96,10 @@ def about(
                                       a view and a report of them there
       emosteer-sweep power default --effect 1
                                       how many prompts an effect needs
+      emosteer-sweep compare default other
+                                      two sweeps cell by cell
+      emosteer-sweep export default   the best cell's vector, for use elsewhere
+      emosteer-sweep chat default     talk to the model, steered with it
       emosteer-sweep retry default    run again what failed
       emosteer-sweep cancel default   end its SLURM jobs
       emosteer-sweep workers add default 4
@@ -112,7 +119,7 @@ def about(
         typer.echo(ctx.get_help())
 
 
-for command in (ls, status, watch, logs, report, figures, sync, dashboard, power, retry, cancel, gc):
+for command in (ls, status, watch, logs, report, figures, sync, dashboard, compare, export, chat, power, retry, cancel, gc):
     app.command()(command)
 app.add_typer(workers.app, name="workers")
 

@@ -41,3 +41,7 @@ SweepArgument = Annotated[
     typer.Argument(metavar="NAME_OR_DIR", help="A sweep's name under outputs/, or its directory.", autocompletion=_names),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+CellArgument = Annotated[
+    str | None,
+    typer.Argument(metavar="[CELL]", help="A cell's id, or how it begins; by default the best.", autocompletion=task_ids),
+]
