@@ -30,7 +30,7 @@ OF_A_FAMILY = (Q, "_holm")
 """Ends of columns that change with every cell that joins the sweep."""
 SIGNIFICANT = 0.05
 
-FACTS = ("status", "n_tokens", "n_controls", "seconds", "attempt", "perplexity_ratio")
+FACTS = ("status", "n_tokens", "n_controls", "seconds", "attempt", "perplexity_ratio", "auto_cost", "auto_status")
 """Columns of `results` that say how it went, besides its metrics."""
 REPLY_COLUMNS = ("cell_id", "prompt_id", "sample", "turn", "prompt", "reply", "is_baseline", "n_tokens")
 """Columns of `replies` that are no metrics."""
