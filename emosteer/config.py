@@ -56,7 +56,7 @@ NUMBERS = (
     "seconds",
 )
 """Columns of `results` with other numbers that tell cells apart."""
-TRACKERS = ("wandb", "none")
+TRACKERS = ("wandb", "trackio", "none")
 TRACKING_MODES = ("auto", "offline", "online")
 
 
@@ -244,7 +244,7 @@ class TrackingConfig:
     """Where results are logged besides the sweep's directory."""
 
     name: str = "none"
-    """wandb or none."""
+    """wandb, trackio or none."""
     project: str | None = None
     """null takes WANDB_PROJECT, then emosteer."""
     entity: str | None = None

@@ -200,6 +200,10 @@ class SweepPaths:
         return ExportPaths(self.root / "exports" / cell_id)
 
     @property
+    def trackio(self) -> Path:
+        return self.root / "trackio"
+
+    @property
     def dashboard(self) -> Path:
         return self.wandb / "dashboard.json"
 
