@@ -3,10 +3,10 @@
     python benchmarks/tracking.py [--rounds 3] [--prompts 8] [--tokens 40] [--directory DIR] [--json FILE]
 
 Each round gives, for each way in which a server may behave, and without tracking, two commands in a row under one name, with
-SmolLM2, in a fresh directory: while the second one steers, the first one's runs are written and uploaded by wandb, to a stand-in for
-its server (tests/wandb_stand_in.py) that answers, refuses (429, 500), hangs or drops connections. The two commands' wall clock
-together is divided by that without tracking in the same round, and so is their processor time, which other work on the machine
-disturbs less; the order turns from round to round. Then the server is mended: after
+SmolLM2, in a fresh directory whose store has vector and baseline already: while the second one steers, the first one's runs are
+written and uploaded by wandb, to a stand-in for its server (tests/wandb_stand_in.py) that answers, refuses (429, 500), hangs or
+drops connections. The two commands' wall clock together is divided by that without tracking in the same round, and so is their
+processor time, which other work on the machine disturbs less; the order turns from round to round. Then the server is mended: after
 `emosteer-sweep sync` it must hold every run, once.
 """
 
@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -30,6 +31,8 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 
 from wandb_stand_in import ANSWERS, FAULTS, KEY, stand_in
 
+Numbers = dict[str, list[float]]
+"""Of each way in which a server behaves, a number a round."""
 OFF = "off"
 MODES = (OFF, ANSWERS, *FAULTS)
 LAYERS = ("9,13", "17,21")
@@ -42,14 +45,24 @@ def main() -> None:
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     worked: dict[str, list[float]] = {mode: [] for mode in MODES}
     requests: dict[str, list[int]] = {mode: [] for mode in MODES}
+    with tempfile.TemporaryDirectory(dir=options.directory) as prepared:
+        _prepare(Path(prepared), options)
+        _rounds(Path(prepared), options, seconds, worked, requests)
+    _print(options, seconds, worked, requests)
+
+
+def _rounds(prepared: Path, options: argparse.Namespace, seconds: Numbers, worked: Numbers, requests: dict[str, list[int]]) -> None:
     for number in range(options.rounds):
         turned = MODES[number % len(MODES) :] + MODES[: number % len(MODES)]
         for mode in turned:
-            took, cpu, seen = _measure(mode, options)
+            took, cpu, seen = _measure(mode, prepared, options)
             seconds[mode].append(took)
             worked[mode].append(cpu)
             requests[mode].append(seen)
             print(f"round {number + 1}, {mode}: {took:.1f} s, {seen} requests, load {os.getloadavg()[0]:.1f}", file=sys.stderr)
+
+
+def _print(options: argparse.Namespace, seconds: Numbers, worked: Numbers, requests: dict[str, list[int]]) -> None:
     ratios, work = ({m: [a / b for a, b in zip(of[m], of[OFF], strict=True)] for m in MODES} for of in (seconds, worked))
     print(f"{'server':10} {'seconds':>8} {'ratio':>7} {'least':>7} {'most':>7} {'of CPU':>7} {'requests meanwhile':>19}")
     for mode in MODES:
@@ -61,9 +74,16 @@ def main() -> None:
         options.json.write_text(json.dumps({"seconds": seconds, "cpu_seconds": worked, "requests": requests}, indent=1))
 
 
-def _measure(mode: str, options: argparse.Namespace) -> tuple[float, float, int]:
+def _prepare(directory: Path, options: argparse.Namespace) -> None:
+    """Make what all commands share, the vector and the baseline, so that they only steer."""
+    environment = os.environ | {"HOME": str(directory), "EMOSTEER_CACHE": str(_cache())}
+    _run([*_command(options), "layer=5", "coefficient=0.1", "tracking=none"], str(directory), environment)
+
+
+def _measure(mode: str, prepared: Path, options: argparse.Namespace) -> tuple[float, float, int]:
     """Wall clock and processor time of two commands, and how many requests came to the server before the second had ended."""
     with tempfile.TemporaryDirectory(dir=options.directory) as directory, _server(mode) as server:
+        shutil.copytree(prepared / "outputs" / "store", Path(directory, "outputs", "store"))
         environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
         environment |= {"HOME": directory, "EMOSTEER_CACHE": str(_cache())}
         if server:
@@ -71,7 +91,7 @@ def _measure(mode: str, options: argparse.Namespace) -> tuple[float, float, int]
         tracking = ["tracking=none"] if server is None else ["tracking=wandb", "tracking.upload_patience=60"]
         began, cpu = time.perf_counter(), _cpu_seconds()
         for layers in LAYERS:
-            _run([*_command(options), f"layer={layers}", *tracking], directory, environment)
+            _run([*_command(options), f"layer={layers}", "coefficient=0.1,0.2", *tracking], directory, environment)
         took, cpu = time.perf_counter() - began, _cpu_seconds() - cpu
         seen = server.requests if server else 0
         if server:
@@ -98,8 +118,13 @@ def _check_sync(server: Any, directory: str, environment: dict[str, str]) -> Non
 
 
 def _command(options: argparse.Namespace) -> list[str]:
-    size = [f"prompts.limit={options.prompts}", f"generation.max_new_tokens={options.tokens}", "attribution=none"]
-    return [sys.executable, "-m", "emosteer.main", "-m", "coefficient=0.1,0.2", "pair=joy_sadness,trust_disgust", *size]
+    size = [
+        f"prompts.limit={options.prompts}",
+        f"generation.max_new_tokens={options.tokens}",
+        "attribution=none",
+        "vector.method=random",
+    ]
+    return [sys.executable, "-m", "emosteer.main", "-m", *size]
 
 
 def _run(command: list[str], directory: str, environment: dict[str, str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar, Unpack
@@ -24,10 +24,10 @@ from emosteer.arguments import Generation, configuration, plain, whole
 from emosteer.attribution import Attribution
 from emosteer.attribution.metrics import Measure
 from emosteer.comparison import GENERATED
-from emosteer.config import Config, GenerationConfig, ModelConfig
+from emosteer.config import AUTO, Config, GenerationConfig, ModelConfig
 from emosteer.datasets import SHIPPED, ContrastivePair, DiagnosticPair, Prompt
 from emosteer.dotted import version_of
-from emosteer.engine import Engine
+from emosteer.engine import Engine, Origin
 from emosteer.errors import EmosteerError
 from emosteer.model.language_model import LanguageModel, load
 from emosteer.model.source import resolve_layers
@@ -57,6 +57,8 @@ class Replies:
     """How they were decoded."""
     seed: int
     """Of their sampling."""
+    steering: Steering | None = field(default=None, compare=False, repr=False)
+    """What was done to the model's states meanwhile."""
 
     def __repr__(self) -> str:
         return f"<Replies of {self.model}: {len(self.rows)} to {len(self.prompts)} prompts; .texts, .table()>"
@@ -265,6 +267,7 @@ def steer(
     layer: int | float | str | Iterable[int | float],
     coefficient: float = 0.2,
     coefficient_unit: str = "fraction",
+    across_blocks: str = "each",
     scope: str = "generated",
     intervention: str = "add",
     decay: float = 1.0,
@@ -282,6 +285,7 @@ def steer(
         layer: a block (0-based), several at once, or a fraction of the depth.
         coefficient: the added length in units of the block's residual norm, or a multiple of the raw vector.
         coefficient_unit: `fraction` or `raw`, accordingly.
+        across_blocks: where several blocks are steered, `each` gets the whole coefficient, or it is `split` evenly among them.
         scope: the steered positions: `generated` (from the last prompt position on), `prompt`, or `all`.
         intervention: `add` the vector; `set` the projection on its direction to the coefficient; or `ablate` the direction, whatever
             the coefficient.
@@ -298,6 +302,7 @@ def steer(
     config = configuration(
         coefficient=coefficient,
         coefficient_unit=coefficient_unit,
+        across_blocks=across_blocks,
         scope=scope,
         intervention=intervention,
         decay=decay,
@@ -305,11 +310,15 @@ def steer(
         site=vector.site,
         generation=generation,
     )
+    if config.coefficient == AUTO:
+        raise EmosteerError("coefficient=auto: only the command looks for one; give a number")
     layers = resolve_layers(plain(layer), model.n_blocks, model.name)
     if layers is None:
         raise EmosteerError("layer=auto: only the command asks attribution by itself; give attribute(model, pairs).ranking()[0]")
     _check_fits(vector, model)
-    steering = steering_along(vector, layers, config.coefficient, coefficient_unit, intervention, scope, config.decay)
+    steering = steering_along(
+        vector, layers, float(config.coefficient), coefficient_unit, intervention, scope, config.decay, across_blocks
+    )
     return _generate(model, prompts, config, steering)
 
 
@@ -323,7 +332,7 @@ def score(model: LanguageModel, replies: Replies, scorers: Iterable[str | Callab
         model: the one that replied; perplexity is of the replies under it, unsteered.
         replies: all that shall be measured together.
         scorers: names of shipped scorers (`nrc`, `sentiment`, `pronouns`, `words`, `repetition`, `distinct`, `caveats`, ...), and
-            functions of your own from replies to metrics; None takes the shipped ones.
+            functions of your own from replies to metrics; None takes the shipped ones but `kl`, which is slow.
 
     Raises:
         EmosteerError: an unknown scorer, one that gives another number of values than there are replies, or another model.
@@ -336,9 +345,10 @@ def score(model: LanguageModel, replies: Replies, scorers: Iterable[str | Callab
         )
     found = _scorers(scorers)
     context = context_of(Engine(model), replies.prompts, replies.rows)
+    origins = [Origin(prompt, replies.steering) for prompt in context.prompts]
     table = replies.table()
     for scorer in found:
-        table = table.assign(**scorer.measure(replies.texts, lambda: context))
+        table = table.assign(**scorer.measure(replies.texts, lambda: context, lambda: origins))
     table.attrs[GENERATED] = {"model": replies.model, "seed": replies.seed, **asdict(replies.generation)}
     return table
 
@@ -361,7 +371,7 @@ def _generate(model: LanguageModel, prompts: Prompts, config: Config, steering: 
     talks = talks_for(model, asked, config.generation, config.seed, steering)
     for _ in hold(Engine(model), talks):
         pass
-    return Replies(model.name, tuple(asked), tuple(stored(talks)), config.generation, config.seed)
+    return Replies(model.name, tuple(asked), tuple(stored(talks)), config.generation, config.seed, steering)
 
 
 def _listed(name: str, items: Any) -> list[Any]:
@@ -407,12 +417,18 @@ def _items(folder: str, request: Any, kind: type[_Pair], read: Callable[[Path], 
     return datasets.from_records(_listed(folder, request), kind, folder)
 
 
+def _configured(*files: str) -> dict[str, Any]:
+    """The scorers that shipped files name."""
+    found = OmegaConf.to_container(OmegaConf.merge(*(OmegaConf.load(CONF / "scorers" / f"{file}.yaml") for file in files)))
+    assert isinstance(found, dict)
+    return {str(name): entry for name, entry in found.items() if name != "defaults"}
+
+
 def _scorers(asked: Iterable[str | Callable[..., Any]] | None) -> list[Scorer]:
-    config = OmegaConf.to_container(OmegaConf.load(CONF / "scorers" / "default.yaml"))
-    assert isinstance(config, dict)
-    shipped = {scorer.name: scorer for scorer in find_scorers({str(name): entry for name, entry in config.items()})}
+    by_default, all_of_them = _configured("default"), _configured("default", "kl")
     if asked is None:
-        return list(shipped.values())
+        return find_scorers(by_default)
+    shipped = {scorer.name: scorer for scorer in find_scorers(all_of_them)}
     found = []
     for one in _listed("scorers", [asked] if isinstance(asked, str) else asked):
         if callable(one):

@@ -16,8 +16,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from emosteer.config import (
+    ACROSS_BLOCKS,
     ATTRIBUTION_METHODS,
     ATTRIBUTION_METRICS,
+    AUTO,
+    COSTS,
     DIRECTIONS,
     EFFECTS,
     ENGINE_PATHS,
@@ -173,6 +176,7 @@ def check_values(config: Config) -> None:
         ("mode", config.mode, MODES),
         ("scope", config.scope, SCOPES),
         ("site", config.site, SITES),
+        ("across_blocks", config.across_blocks, ACROSS_BLOCKS),
         ("intervention", config.intervention, INTERVENTIONS),
         ("coefficient_unit", config.coefficient_unit, UNITS),
         ("vector.source", config.vector.source, SOURCES),
@@ -185,8 +189,7 @@ def check_values(config: Config) -> None:
     ):
         if value not in valid:
             raise EmosteerError(f"{key}={value}: choose one of {', '.join(valid)}")
-    if not math.isfinite(config.coefficient):
-        raise EmosteerError(f"coefficient={config.coefficient}: give a finite number, such as 0.2")
+    _check_coefficient(config)
     _check_attribution(config)
     _check_decay(config)
     _check_instruction(config)
@@ -217,10 +220,44 @@ def check_values(config: Config) -> None:
     _check_vector_method(config.vector.method)
     _check_parts(config.vector)
     are_shipped = _are_shipped(json.dumps(config.scorers, sort_keys=True, default=str))
-    if are_shipped and config.pair.primary not in METRICS:
-        raise EmosteerError(f"pair.primary={config.pair.primary}: no scorer measures it; choose one of {', '.join(METRICS)}")
-    _check_equivalence(config.statistics.equivalence, are_shipped)
-    _check_objective(config, are_shipped)
+    measured = _measured(config) if are_shipped else None
+    if measured and config.pair.primary not in measured:
+        raise EmosteerError(f"pair.primary={config.pair.primary}: no scorer measures it; choose one of {', '.join(measured)}")
+    _check_equivalence(config.statistics.equivalence, measured)
+    _check_objective(config, measured)
+
+
+def _check_coefficient(config: Config) -> None:
+    if config.coefficient == AUTO:
+        _check_auto(config)
+        return
+    try:
+        is_finite = not isinstance(config.coefficient, bool) and math.isfinite(float(config.coefficient))
+    except (TypeError, ValueError):
+        is_finite = False
+    if not is_finite:
+        raise EmosteerError(f"coefficient={config.coefficient}: give a finite number, such as 0.2, or auto")
+
+
+def _check_auto(config: Config) -> None:
+    auto = config.auto_coefficient
+    if auto.metric not in COSTS:
+        raise EmosteerError(f"auto_coefficient.metric={auto.metric}: choose one of {', '.join(COSTS)}")
+    least = 1 if auto.metric == "perplexity_ratio" else 0
+    if not math.isfinite(auto.target) or auto.target <= least:
+        raise EmosteerError(
+            f"auto_coefficient.target={auto.target}: give a number above {least}, what {auto.metric} is without a push"
+        )
+    if not 0 < auto.tolerance < 1:
+        raise EmosteerError(f"auto_coefficient.tolerance={auto.tolerance}: give a number between 0 and 1, such as 0.1")
+    if not math.isfinite(auto.largest) or auto.largest <= 0:
+        raise EmosteerError(f"auto_coefficient.largest={auto.largest}: give a number above 0, such as 1.0")
+    check_count("auto_coefficient.max_steps", auto.max_steps, 6)
+    check_count("auto_coefficient.prompts", auto.prompts)
+    if config.coefficient_unit != "fraction":
+        raise EmosteerError("coefficient=auto is a fraction of the residual norm: give coefficient_unit=fraction")
+    if config.intervention == "set":
+        raise EmosteerError("coefficient=auto finds how much to add: give a number with intervention=set")
 
 
 def _check_attribution(config: Config) -> None:
@@ -332,21 +369,27 @@ def _are_shipped(scorers: str) -> bool:
     return all(scorer.target.startswith(OWN_SCORERS) and getattr(scorer.function, "pin", None) is None for scorer in found)
 
 
-def _check_equivalence(margins: Any, are_shipped: bool) -> None:
+def _measured(config: Config) -> list[str]:
+    """What the shipped scorers measure, those included that the configuration drops; `kl` has to be asked for."""
+    has_kl = any(entry.get("_target_", "").endswith(".divergence.kl") for entry in config.scorers.values())
+    return [metric for metric in METRICS if metric != "kl" or has_kl]
+
+
+def _check_equivalence(margins: Any, measured: Sequence[str] | None) -> None:
     if not isinstance(margins, Mapping):
         raise EmosteerError(f"statistics.equivalence={margins}: give metrics and margins, such as {{first_person: 1.0}}")
-    known = ("perplexity_ratio", *METRICS)
+    known = ("perplexity_ratio", *(measured or ()))
     for key, margin in margins.items():
         least = 1 if key == "perplexity_ratio" else 0
         if not isinstance(margin, int | float) or not math.isfinite(margin) or margin <= least:
             raise EmosteerError(f"statistics.equivalence.{key}={margin}: give a number above {least}")
-        if are_shipped and key not in known:
+        if measured and key not in known:
             raise EmosteerError(
                 f"statistics.equivalence.{key}: no scorer measures that{near(key, known)}; choose of {', '.join(known)}"
             )
 
 
-def _check_objective(config: Config, are_shipped: bool) -> None:
+def _check_objective(config: Config, measured: Sequence[str] | None) -> None:
     objective = config.objective
     if not isinstance(objective.at_most, Mapping):
         raise EmosteerError(f"objective.at_most={objective.at_most}: give columns and limits, such as {{perplexity_ratio: 1.3}}")
@@ -355,14 +398,14 @@ def _check_objective(config: Config, are_shipped: bool) -> None:
     for column, limit in objective.at_most.items():
         if not isinstance(limit, int | float) or not math.isfinite(limit):
             raise EmosteerError(f"objective.at_most.{column}={limit}: give a finite number")
-    if are_shipped:
-        _check_columns(objective, config.statistics.equivalence)
+    if measured:
+        _check_columns(objective, config.statistics.equivalence, measured)
     if objective.column and "beyond_random" in objective.column and not config.controls.random:
         raise EmosteerError(f"objective.column={objective.column} needs random controls: give controls.random=1 or more")
 
 
-def _check_columns(objective: ObjectiveConfig, margins: Mapping[str, float]) -> None:
-    known = [*(f"{metric}_{effect}" for metric in METRICS for effect in EFFECTS), *NUMBERS]
+def _check_columns(objective: ObjectiveConfig, margins: Mapping[str, float], measured: Sequence[str]) -> None:
+    known = [*(f"{metric}_{effect}" for metric in measured for effect in EFFECTS), *NUMBERS]
     known += [f"{metric.removesuffix('_ratio')}_p_equivalence" for metric in margins]
     columns = [("objective.column", objective.column), *(("objective.at_most", column) for column in objective.at_most)]
     for key, column in columns:

@@ -20,6 +20,9 @@ DIRECTIONS = ("denoising", "noising")
 ATTRIBUTION_METRICS = ("words", "nrc_words", "nrc_score", "projection", "kl")
 ATTRIBUTION_METHODS = ("attribution_patching", "atp_star", "none")
 UNITS = ("fraction", "raw")
+ACROSS_BLOCKS = ("each", "split")
+COSTS = ("kl", "perplexity_ratio")
+AUTO = "auto"
 MODES = ("reuse", "retry", "force")
 VECTOR_METHODS = ("mean_difference", "grand_mean", "pca", "logistic", "lda", "neutral_projected", "random")
 SOURCES = ("pairs", "lexicon", "persona", "stories")
@@ -28,13 +31,14 @@ METRICS = (
     *("joy", "sadness", "trust", "disgust", "anger", "fear", "anticipation", "surprise", "positive", "negative"),
     *("sentiment", "first_person", "first_person_singular", "first_person_plural"),
     *("agreed", "price", "offer"),
-    *("negated", "one_word", "words", "repetition", "distinct_1", "distinct_2", "duplication", "perplexity"),
+    *("negated", "one_word", "words", "repetition", "distinct_1", "distinct_2", "duplication", "kl", "perplexity"),
 )
 """What the shipped scorers measure."""
 EFFECTS = (
     *("n", "baseline", "steered", "delta", "ci_low", "ci_high", "effect_size", "p", "p_perm", "q"),
     *("beyond_random", "beyond_random_ci_low", "beyond_random_ci_high", "beyond_random_p", "beyond_random_q"),
     *("beyond_shuffled", "beyond_shuffled_ci_low", "beyond_shuffled_ci_high", "beyond_shuffled_p", "beyond_shuffled_q"),
+    *("beyond_negative", "beyond_negative_ci_low", "beyond_negative_ci_high", "beyond_negative_p", "beyond_negative_q"),
     *("beyond_prompting", "beyond_prompting_ci_low", "beyond_prompting_ci_high", "beyond_prompting_p", "beyond_prompting_q"),
 )
 """What `results` says of each metric: the ends of its columns, such as joy_delta."""
@@ -42,6 +46,8 @@ NUMBERS = (
     "perplexity_ratio",
     "vector_split_half",
     "vector_auc",
+    "auto_cost",
+    "auto_steps",
     "layer",
     "coefficient",
     "coefficient_raw",
@@ -50,7 +56,7 @@ NUMBERS = (
     "seconds",
 )
 """Columns of `results` with other numbers that tell cells apart."""
-TRACKERS = ("wandb", "none")
+TRACKERS = ("wandb", "trackio", "none")
 TRACKING_MODES = ("auto", "offline", "online")
 
 
@@ -186,6 +192,25 @@ class GenerationConfig:
 
 
 @dataclass
+class AutoCoefficientConfig:
+    """What `coefficient=auto` looks for: the strength that costs so much; layers, vectors and models then compare at equal cost."""
+
+    metric: str = "kl"
+    """kl: the divergence from the unsteered model's next token, in nats per token; or perplexity_ratio: mean perplexity by the
+    baseline's."""
+    target: float = 0.1
+    """The cost that is looked for: above 0 for kl, above 1 for perplexity_ratio."""
+    tolerance: float = 0.1
+    """How far off the cost may be, as a share of the target's distance from no cost (0 for kl, 1 for perplexity_ratio)."""
+    max_steps: int = 12
+    """Coefficients that are tried at most, five of which go up to the largest."""
+    prompts: int = 8
+    """The first so many of the cell's prompts, by whose replies the cost is measured, one to each."""
+    largest: float = 1.0
+    """No larger coefficient is tried."""
+
+
+@dataclass
 class ControlsConfig:
     """Cells that any push would equal."""
 
@@ -193,6 +218,8 @@ class ControlsConfig:
     """Random directions of the same length per layer and coefficient."""
     shuffled: int = 0
     """Per pair, layer and coefficient, vectors from the same texts of which half have their labels exchanged, drawn at random."""
+    negative: bool = False
+    """Each cell's vector with the other sign: what is the emotion's should turn with it, and what any push does should not."""
     prompting: bool = False
     """Per pair, the unsteered model's replies under an instruction to feel the target emotion: what steering has to beat."""
     instruction: str = "You feel deep {target} right now, and it shows in everything you say."
@@ -217,7 +244,7 @@ class TrackingConfig:
     """Where results are logged besides the sweep's directory."""
 
     name: str = "none"
-    """wandb or none."""
+    """wandb, trackio or none."""
     project: str | None = None
     """null takes WANDB_PROJECT, then emosteer."""
     entity: str | None = None
@@ -289,10 +316,14 @@ class Config:
     """Run no cell: check the model in a minute, part by part, and suggest a sweep."""
     layer: Any = MISSING
     """A block (0-based), a list of blocks to steer at once, a fraction of the depth (0.5), or auto: where attribution points."""
-    coefficient: float = MISSING
-    """Length of the added vector, in `coefficient_unit`; negative pushes toward the counterpart."""
+    coefficient: Any = MISSING
+    """Length of the added vector, in `coefficient_unit`; negative pushes toward the counterpart. Or auto: what `auto_coefficient`
+    asks for."""
     coefficient_unit: str = "fraction"
     """fraction: in residual norms of the block; raw: in multiples of the raw vector."""
+    across_blocks: str = "each"
+    """Where several blocks are steered: each gets the whole coefficient; or it is split among n of them, a nth for each, since what
+    is added at a block stays in the residual stream, and vectors of neighbouring blocks point almost alike: lengths add up."""
     scope: str = "generated"
     """Positions that are steered: generated (the last of the prompt and the reply's), prompt, or all."""
     site: str = "residual"
@@ -301,6 +332,7 @@ class Config:
     """add the vector; set the projection on its direction to the coefficient; or ablate the direction, whatever the coefficient."""
     decay: float = 1.0
     """Factor from 0 to 1 by which the intervention weakens with each generated token."""
+    auto_coefficient: AutoCoefficientConfig = field(default_factory=AutoCoefficientConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     pair: PairConfig = field(default_factory=PairConfig)
     prompts: PromptsConfig = field(default_factory=PromptsConfig)

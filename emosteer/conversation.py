@@ -29,16 +29,25 @@ class Conversation:
         cell: how it steers, and how it decodes.
         vector: what it steers with.
         layers: the blocks that it steers.
+        coefficient: by how much, at first: the cell's, as it was given or found.
         max_new_tokens: of a reply.
 
     Raises:
         EmosteerError: a vector of another shape than the model's.
     """
 
-    def __init__(self, model: LanguageModel, cell: Cell, vector: EmotionVector, layers: tuple[int, ...], max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        cell: Cell,
+        vector: EmotionVector,
+        layers: tuple[int, ...],
+        coefficient: float,
+        max_new_tokens: int,
+    ) -> None:
         self.model, self.cell, self.layers, self.max_new_tokens = model, cell, layers, max_new_tokens
         self.vector = checked(vector, model.n_blocks, model.width)
-        self.coefficient = cell.coefficient
+        self.coefficient = coefficient
         self.messages: list[Message] = []
         self._engine = Engine(model)
 
@@ -46,8 +55,8 @@ class Conversation:
     def steering(self) -> Steering:
         """What is done to the model now."""
         cell = self.cell
-        unit = cell.coefficient_unit
-        return steering_along(self.vector, self.layers, self.coefficient, unit, cell.intervention, cell.scope, cell.decay)
+        how = (cell.coefficient_unit, cell.intervention, cell.scope, cell.decay, cell.across_blocks)
+        return steering_along(self.vector, self.layers, self.coefficient, *how)
 
     def set_coefficient(self, text: str) -> None:
         """Steer with another coefficient from now on; raises EmosteerError where the text is no finite number."""

@@ -15,6 +15,7 @@ from emosteer.records.cell import CELL, Cell
 from emosteer.records.paths import ExportPaths
 from emosteer.records.publish import publish_file
 from emosteer.records.sweep import Sweep
+from emosteer.scored import coefficient_of
 from emosteer.summary import UNREADABLE, best_readable
 from emosteer.tables import Tables
 from emosteer.vector_file import load_vector, save_vector
@@ -74,6 +75,11 @@ def stored_vector(sweep: Sweep, cell: Cell) -> tuple[EmotionVector, tuple[int, .
     return load_vector(path), tuple(record["resolved"]["layers"])
 
 
+def stored_coefficient(sweep: Sweep, cell: Cell) -> float:
+    """The coefficient of a cell that is done, as it was given or found."""
+    return coefficient_of(cell, sweep.store.record(cell) or {})
+
+
 def export(sweep: Sweep, tables: Tables, cell: Cell, to: Path | None = None, formats: Sequence[str] | None = None) -> Exported:
     """Write a cell's vector and its card.
 
@@ -94,7 +100,9 @@ def export(sweep: Sweep, tables: Tables, cell: Cell, to: Path | None = None, for
     if reason and formats is not None and GGUF in formats:
         raise EmosteerError(f"--format gguf: {reason}")
     wanted = FORMATS if formats is None else formats
-    facts = _facts(cell, layers)
+    coefficient = stored_coefficient(sweep, cell)
+    at_each = coefficient / (len(layers) if cell.across_blocks == "split" else 1)
+    facts = _facts(cell, layers, coefficient)
     if SAFETENSORS in wanted:
         save_vector(vector, paths.vector, facts)
         done.files[SAFETENSORS] = paths.vector
@@ -105,13 +113,13 @@ def export(sweep: Sweep, tables: Tables, cell: Cell, to: Path | None = None, for
             vector,
             paths.gguf,
             layer=layers,
-            coefficient=cell.coefficient,
+            coefficient=at_each,
             coefficient_unit=cell.coefficient_unit,
             model=cell.model.config.name,
             facts=facts,
         )
         done.files[GGUF] = paths.gguf
-    lengths = [float(vector.added(layer, cell.coefficient, cell.coefficient_unit).norm()) for layer in layers]
+    lengths = [float(vector.added(layer, at_each, cell.coefficient_unit).norm()) for layer in layers]
     card = CardOf(
         cell,
         tables,
@@ -134,7 +142,7 @@ def _not_for_gguf(cell: Cell, layers: Sequence[int]) -> str:
     return not_for_gguf(cell.site, layers)
 
 
-def _facts(cell: Cell, layers: Sequence[int]) -> dict[str, str]:
+def _facts(cell: Cell, layers: Sequence[int], coefficient: float) -> dict[str, str]:
     """What a file says of itself, as text."""
     return {
         "cell_id": cell.id,
@@ -144,8 +152,9 @@ def _facts(cell: Cell, layers: Sequence[int]) -> dict[str, str]:
         "dtype": cell.model.config.dtype,
         "pair": cell.pair.name if cell.pair else "",
         "layers": "+".join(map(str, layers)),
-        "coefficient": repr(float(cell.coefficient)),
+        "coefficient": repr(float(coefficient)),
         "coefficient_unit": cell.coefficient_unit,
+        "across_blocks": cell.across_blocks,
         "scope": cell.scope,
         "intervention": cell.intervention,
         "decay": repr(float(cell.decay)),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
+
+from emosteer.config import AUTO
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,14 +46,17 @@ def attribution_heatmap(attribution: Attribution, title: str, metric: str) -> Fi
 
 
 def effect_heatmap(results: pd.DataFrame, metric: str, title: str) -> Figure:
-    """Mean difference from the baseline by layer and coefficient; cells with q < 0.05 are marked."""
+    """Mean difference from the baseline by layer and coefficient as it was asked for; cells with q < 0.05 are marked."""
+    # Coefficients that were looked for are others at each layer, and stand together.
+    is_found = results["coefficient_request"] == AUTO
+    results = results.assign(coefficient=results["coefficient"].mask(is_found, math.inf))
     table = results.pivot_table(index="coefficient", columns="layers", values=f"{metric}_delta", sort=False)
     columns = sorted([str(column) for column in table.columns], key=_layer_order)
     table = table.sort_index(ascending=False)[columns]
     q = results.pivot_table(index="coefficient", columns="layers", values=f"{metric}_q", sort=False).reindex_like(table)
     figure = Figure(figsize=(max(6.0, 1.6 + 0.9 * len(table.columns)), 2.0 + 0.6 * len(table)), layout="constrained")
     axis = figure.subplots()
-    _heatmap(axis, table.to_numpy(), [f"{c:g}" for c in table.index], title)
+    _heatmap(axis, table.to_numpy(), [AUTO if math.isinf(c) else f"{c:g}" for c in table.index], title)
     axis.set_xticks(range(len(table.columns)), list(table.columns))
     axis.set_xlabel("steered block")
     axis.set_ylabel("coefficient")

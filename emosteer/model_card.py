@@ -73,6 +73,7 @@ def _front(of: CardOf) -> str:
 
 def _title(of: CardOf) -> str:
     cell, row = of.cell, of.row
+    coefficient = float(row["coefficient"])
     counterpart = cell.pair.counterpart if cell.pair else ""
     what = {
         "add": f"Added to {SITES[cell.site]} {_blocks(of)} (counted from 0)",
@@ -80,13 +81,13 @@ def _title(of: CardOf) -> str:
         "ablate": f"Taken out of {SITES[cell.site]} {_blocks(of)} (counted from 0)",
     }[cell.intervention]
     toward = f"pushes its replies toward {row['target']} and away from {counterpart}"
-    if cell.intervention == "add" and cell.coefficient < 0:
+    if cell.intervention == "add" and coefficient < 0:
         toward = f"pushes its replies away from {row['target']} and toward {counterpart}"
     return "\n".join(
         [
             f"# {row['pair']} at block {_blocks(of)} of {_escaped(row['model'])}",
             "",
-            f"A steering vector. {what} while the model replies, with the coefficient {cell.coefficient:g}, it {toward}; by how much "
+            f"A steering vector. {what} while the model replies, with the coefficient {coefficient:g}, it {toward}; by how much "
             "stands below. Positive minus negative: a positive coefficient means the target.",
             "",
         ]
@@ -202,10 +203,11 @@ def _limits(of: CardOf) -> str:
 def _use(of: CardOf) -> str:
     cell = of.cell
     layer = str(of.layers[0]) if len(of.layers) == 1 else str(list(of.layers))
-    options = f"layer={layer}, coefficient={cell.coefficient:g}" + (
+    options = f"layer={layer}, coefficient={of.row['coefficient']:g}" + (
         f', coefficient_unit="{cell.coefficient_unit}"' if cell.coefficient_unit != "fraction" else ""
     )
-    more = f', scope="{cell.scope}"' if cell.scope != "generated" else ""
+    more = f', across_blocks="{cell.across_blocks}"' if cell.across_blocks != "each" else ""
+    more += f', scope="{cell.scope}"' if cell.scope != "generated" else ""
     more += f', intervention="{cell.intervention}"' if cell.intervention != "add" else ""
     more += f", decay={cell.decay:g}" if cell.decay != 1 else ""
     lines = [

@@ -12,7 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from emosteer.checks import check_ids_hold_no_hydra_values, check_known_keys, check_values, leaves, near, weighed
-from emosteer.config import Config, ModelConfig, PairConfig, PromptsConfig, VectorConfig
+from emosteer.config import AUTO, Config, ModelConfig, PairConfig, PromptsConfig, VectorConfig
 from emosteer.datasets import (
     SHIPPED,
     ContrastivePair,
@@ -29,7 +29,7 @@ from emosteer.errors import EmosteerError
 from emosteer.model.context_length import check_prompts_fit
 from emosteer.model.source import ModelSource, find, resolve_layers
 from emosteer.one_line import one_line
-from emosteer.records.cell import ATTRIBUTION, CELL, AttributionSpec, Cell, ModelSpec, PairSpec, Part, VectorSpec
+from emosteer.records.cell import ATTRIBUTION, CELL, AttributionSpec, Cell, ModelSpec, PairSpec, Part, StrengthSpec, VectorSpec
 from emosteer.scoring.nrc import CATEGORIES
 from emosteer.sources import lexicon_pairs, persona_prompts
 from emosteer.stories import story_prompts
@@ -103,8 +103,9 @@ def plan(config: Config) -> Plan:
     is_steered = cell.coefficient != 0 or cell.intervention != "add"
     controls = [cell.control(index) for index in range(config.controls.random)] if is_steered else []
     shuffled = _shuffled(config, cell, texts) if is_steered else []
+    negative = [cell.negated()] if is_steered and cell.intervention != "ablate" and config.controls.negative else []
     prompting = [cell.prompting(_instruction(config))] if config.controls.prompting else []
-    return Plan([cell, cell.baseline(), *controls, *shuffled, *prompting, *attribution], texts)
+    return Plan([cell, cell.baseline(), *controls, *shuffled, *negative, *prompting, *attribution], texts)
 
 
 def _shuffled(config: Config, cell: Cell, texts: dict[str, Sequence[Any]]) -> list[Cell]:
@@ -136,6 +137,7 @@ def _instruction(config: Config) -> str:
 def _cell(config: Config, texts: dict[str, Sequence[Any]]) -> Cell:
     source = _source(_frozen(config.model))
     ablates = config.intervention == "ablate"
+    is_auto = config.coefficient == AUTO and not ablates
     layer = OmegaConf.to_container(config.layer) if OmegaConf.is_config(config.layer) else config.layer
     layers = resolve_layers(layer, source.n_blocks, config.model.name)
     uses_attribution = config.attribution.method != "none"
@@ -157,14 +159,21 @@ def _cell(config: Config, texts: dict[str, Sequence[Any]]) -> Cell:
         neutral=neutral,
         layers=layers,
         # An ablation has no strength: a grid over coefficients has it once.
-        coefficient=0.0 if ablates else float(config.coefficient),
+        coefficient=0.0 if ablates else None if is_auto else float(config.coefficient),
         coefficient_unit="fraction" if ablates else config.coefficient_unit,
+        across_blocks="each" if ablates or _is_one_block(layers, config) else config.across_blocks,
         scope=config.scope,
         site=config.site,
         intervention=config.intervention,
         decay=float(config.decay),
+        strength=StrengthSpec(config.auto_coefficient, vector) if is_auto else None,
         attribution=AttributionSpec(pair.diagnostics, config.attribution) if uses_attribution else None,
     )
+
+
+def _is_one_block(layers: tuple[int, ...] | None, config: Config) -> bool:
+    """Whether a single block is steered, which gets the whole coefficient in any case."""
+    return (config.attribution.blocks if layers is None else len(layers)) == 1
 
 
 def _vector_spec(config: Config, pair: PairSpec, texts: dict[str, Sequence[Any]]) -> VectorSpec:

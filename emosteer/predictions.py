@@ -57,11 +57,11 @@ def _grids(scored: Mapping[str, Scored]) -> dict[str, Grid]:
     grids: dict[str, Grid] = {}
     for one in sorted(scored.values(), key=lambda one: one.cell.id):
         cell = one.cell
-        is_addition = cell.kind == CELL and cell.intervention == "add" and cell.coefficient != 0
+        is_addition = cell.kind == CELL and cell.intervention == "add" and cell.coefficient not in (None, 0)
         is_measured = cell.pair is not None and cell.pair.primary in one.metrics and cell.baseline_id in scored
         if is_addition and is_measured and len(layers := one.record["resolved"]["layers"]) == 1:
             # A block that was asked for by its number and by `auto` too is there twice.
-            grids.setdefault(_key(one), {}).setdefault((cell.coefficient, layers[0]), one)
+            grids.setdefault(_key(one), {}).setdefault((one.coefficient, layers[0]), one)
     return grids
 
 
@@ -72,7 +72,7 @@ def _effects(members: Sequence[Scored], scored: Mapping[str, Scored]) -> Floats:
     baseline, primary = scored[cell.baseline_id], [cell.pair.primary]
     unsteered = baseline.matrix(primary, baseline.prompts)[0]
     # A push the other way should do the opposite.
-    signed = [math.copysign(1, one.cell.coefficient) * (one.matrix(primary, baseline.prompts)[0] - unsteered) for one in members]
+    signed = [math.copysign(1, one.coefficient) * (one.matrix(primary, baseline.prompts)[0] - unsteered) for one in members]
     return np.asarray(np.mean(signed, axis=0))
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from emosteer.attribution import Attribution, Case, attribute, prepare
 from emosteer.attribution.check import Agreement, check
 from emosteer.attribution.scores import DENOISING
 from emosteer.datasets import digest
-from emosteer.engine import Engine
+from emosteer.engine import Engine, requests_for
 from emosteer.errors import EmosteerError
 from emosteer.figures import attribution_heatmap
 from emosteer.measures import Explained, explained
@@ -32,6 +32,7 @@ from emosteer.records.publish import publish_directory, publish_file, publish_js
 from emosteer.records.store import Resolved, Store
 from emosteer.steering import Steering, steering_along
 from emosteer.stories import Stories, story_prompts, write_stories
+from emosteer.strength import FOUND, OUT_OF_REACH, Costs, Strength, find_strength
 from emosteer.vectors import EmotionVector, Quality, Reader, checked, emotion_vector, random_direction, residual_norms
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Resources:
         on_stage: told what is being made, and how far that is: `attribution patching of joy_sadness: 12 of 28 pairs`. What stands
             before the colon stays the same until the next thing is made.
         new_engine: makes an engine of the model, for stories that vectors may be made of: what it generates is in no cell's account.
+        engine: replies with the model, where a coefficient is looked for; None for one of its own.
     """
 
     def __init__(
@@ -63,30 +65,65 @@ class Resources:
         sites: Iterable[str] = (),
         on_stage: Callable[[str], None] = lambda text: None,
         new_engine: Callable[[LanguageModel], Engine] = Engine,
+        engine: Engine | None = None,
     ) -> None:
         self.store, self.claims, self.model = store, claims, model
+        self._engine = engine
         self.on_stage = on_stage
         self.new_engine = new_engine
         self._reader = Reader(model, [site for site in dict.fromkeys(sites) if model.anatomy.has(site)])
         self._vectors: dict[str, EmotionVector] = {}
         self._stories: dict[str, Stories] = {}
         self._attributions: dict[str, Attribution] = {}
+        self._strengths: dict[str, Strength] = {}
 
     def steering(self, cell: Cell) -> tuple[Steering | None, Resolved]:
         """What a cell does to its rows, with its layers and lengths resolved."""
         if cell.vector is None:
             return None, Resolved()
-        vector = self.vector(cell)
-        layers = cell.layers if cell.layers is not None else self.chosen_blocks(cell)
-        unit = cell.coefficient_unit
-        steering = steering_along(vector, layers, cell.coefficient, unit, cell.intervention, cell.scope, cell.decay)
+        found = self.strength(cell) if cell.coefficient is None else None
+        coefficient = cell.coefficient if found is None else found.coefficient
+        assert coefficient is not None
+        coefficient = -coefficient if cell.negative else coefficient
+        vector, layers, unit = self.vector(cell), self._layers(cell), cell.coefficient_unit
+        steering = self._steering(cell, coefficient)
+        resolved = Resolved(layers, found=None if found is None else asdict(found))
         if len(layers) > 1:
-            return steering, Resolved(layers)
-        return steering, Resolved(
-            layers,
-            coefficient_raw=vector.raw_coefficient(layers[0], cell.coefficient, unit),
-            coefficient_fraction=vector.fraction(layers[0], cell.coefficient, unit),
+            return steering, resolved
+        return steering, replace(
+            resolved,
+            coefficient_raw=vector.raw_coefficient(layers[0], coefficient, unit),
+            coefficient_fraction=vector.fraction(layers[0], coefficient, unit),
         )
+
+    def _layers(self, cell: Cell) -> tuple[int, ...]:
+        return cell.layers if cell.layers is not None else self.chosen_blocks(cell)
+
+    def _steering(self, cell: Cell, coefficient: float) -> Steering:
+        """What a cell does with a coefficient."""
+        return steering_along(
+            self.vector(cell),
+            self._layers(cell),
+            coefficient,
+            cell.coefficient_unit,
+            cell.intervention,
+            cell.scope,
+            cell.decay,
+            cell.across_blocks,
+        )
+
+    def strength(self, cell: Cell) -> Strength:
+        """The coefficient that is found for a cell, or for the one that it is a control of; looked for once, and kept.
+
+        Raises:
+            EmosteerError: no coefficient gives a reply to measure.
+        """
+        key = cell.strength_id
+        if key not in self._strengths:
+            self._strengths[key] = self.store.obtain(
+                key, self.claims, lambda: self._read_strength(key), lambda: self._find_strength(cell.owner())
+            )
+        return self._strengths[key]
 
     def chosen_blocks(self, cell: Cell) -> tuple[int, ...]:
         """The blocks that attribution ranks first for the cell's pair, in ascending order."""
@@ -160,6 +197,58 @@ class Resources:
             reason = f"it has no {error.args[0]}"
         put_aside(path, reason)
         return None
+
+    def _read_strength(self, key: str) -> Strength | None:
+        """A coefficient that was found before, or None; a damaged record of one is put aside."""
+        path = self.store.paths.strength(key)
+        try:
+            stored = read_json(path)
+            if stored is None:
+                return None
+            steps = tuple((float(at), None if cost is None else float(cost)) for at, cost in stored["steps"])
+            strength = Strength(float(stored["coefficient"]), float(stored["cost"]), str(stored["status"]), steps)
+            if stored["id"] == key and strength.coefficient in {at for at, _ in steps}:
+                return strength
+            reason = "it is of another cell"
+        except (ValueError, KeyError, TypeError):
+            reason = "this is no coefficient"
+        put_aside(path, reason)
+        return None
+
+    def _find_strength(self, cell: Cell) -> None:
+        """Look for the coefficient of a cell, and keep it."""
+        assert cell.strength is not None
+        config, started = cell.strength.config, time.perf_counter()
+        prompts = self.store.prompts(cell.prompts)[: config.prompts]
+        generation = replace(cell.generation, n_samples=1)
+        requests = requests_for(self.model, prompts, generation, cell.seed, where=cell.prompts_name)
+        self._engine = self._engine or Engine(self.model)
+        costs, n_tried = Costs(self._engine, requests, config.metric), 0
+        on_progress = self._telling(f"coefficient of {_pair_name(cell)} at block {cell.layers_text}", "steps at most")
+
+        def cost(coefficient: float) -> float:
+            nonlocal n_tried
+            n_tried += 1
+            on_progress(n_tried, config.max_steps)
+            return costs(self._steering(cell, coefficient))
+
+        strength = find_strength(cost, config)
+        if strength.status != FOUND:
+            log.warning(
+                "coefficient=auto of %s at block %s: %s; %s %.3g instead of %g at %g, the %s of %d that were tried",
+                *(_pair_name(cell), cell.layers_text, strength.status, config.metric, strength.cost, config.target),
+                *(strength.coefficient, "largest" if strength.status == OUT_OF_REACH else "nearest", len(strength.steps)),
+            )
+        facts = {
+            "id": cell.strength_id,
+            "model": cell.model.identity(),
+            "vector_id": cell.vector_id,
+            "asked": asdict(config),
+            "prompt_ids": [prompt.id for prompt in prompts],
+            **asdict(strength),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        publish_json(self.store.paths.strength(cell.strength_id), facts)
 
     def _make_vector(self, cell: Cell) -> None:
         assert cell.vector is not None

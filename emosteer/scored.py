@@ -31,6 +31,11 @@ class Scored:
     metrics: dict[str, list[float]]
     """Metric -> one value per reply."""
 
+    @property
+    def coefficient(self) -> float:
+        """The cell's, as it was given or found."""
+        return coefficient_of(self.cell, self.record)
+
     @cached_property
     def by_prompt(self) -> dict[str, dict[str, float]]:
         """Metric -> prompt id -> mean over its samples (NaN values left out; NaN where all are)."""
@@ -55,6 +60,13 @@ class Scored:
             [[self.by_prompt.get(metric, missing).get(prompt, math.nan) for prompt in prompts] for metric in metrics],
             dtype=np.float64,
         ).reshape(len(metrics), len(prompts))
+
+
+def coefficient_of(cell: Cell, record: dict[str, Any]) -> float:
+    """A cell's coefficient as it was given or found, with its sign; NaN where it is looked for and not found yet."""
+    found = record.get("resolved", {}).get("found") or {}
+    size = float(found.get("coefficient", math.nan)) if cell.coefficient is None else cell.coefficient
+    return -size if cell.negative else size
 
 
 def prompt_means(prompt_ids: Sequence[str], values: Sequence[float]) -> dict[str, float]:

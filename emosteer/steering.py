@@ -76,6 +76,7 @@ def steering_along(
     intervention: str = "add",
     scope: str = "generated",
     decay: float = 1.0,
+    across_blocks: str = "each",
 ) -> Steering:
     """An intervention along an emotion vector at one or several blocks.
 
@@ -87,10 +88,13 @@ def steering_along(
         intervention: `add` the vector, `set` the projection on its direction, or `ablate` the direction.
         scope: the steered positions.
         decay: factor by which it weakens with each generated token.
+        across_blocks: `each` block gets the whole coefficient, or it is `split` evenly among them.
     """
+    blocks = list(layers)
+    length = 0.0 if intervention == "ablate" else coefficient / (len(blocks) if across_blocks == "split" else 1)
     pushes = []
-    for layer in layers:
-        added = vector.added(layer, 0.0 if intervention == "ablate" else coefficient, unit)
+    for layer in blocks:
+        added = vector.added(layer, length, unit)
         cleared = None if intervention == "add" else vector.directions[layer] / vector.directions[layer].norm()
         pushes.append(Push(vector.site, layer, added, cleared))
     return Steering(tuple(pushes), scope, decay)

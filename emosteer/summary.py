@@ -14,6 +14,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from emosteer.config import AUTO
 from emosteer.endings import silence
 from emosteer.records.sweep import FAILED
 from emosteer.statistics import smallest_p
@@ -22,8 +23,8 @@ from emosteer.tables import READABLE_DUPLICATION, READABLE_PERPLEXITY_RATIO, Tab
 RULE = f"Readable: perplexity at most x{READABLE_PERPLEXITY_RATIO}, at most {READABLE_DUPLICATION} of the replies beginning alike."
 UNREADABLE = f"No cell raises its target and stays readable. {RULE}"
 AXES = (
-    *("model", "dtype", "site", "scope", "intervention", "decay", "vector_method", "vector_reading", "vector_source"),
-    *("vector_plus", "vector_without"),
+    *("model", "dtype", "site", "across_blocks", "scope", "intervention", "decay"),
+    *("vector_method", "vector_reading", "vector_source", "vector_plus", "vector_without"),
     *("coefficient_unit", "seed", "prompts", "n_prompts"),
     *("n_samples", "max_new_tokens", "min_new_tokens", "do_sample", "temperature", "top_p"),
 )
@@ -56,7 +57,13 @@ def summary(name: str, tables: Tables) -> RenderableType:
     done = tables.replied
     if len(done):
         best = best_readable(done)
-        parts += [_table(done), _legend(done), *_confirmations(tables.confirmations), *_against_prompting(tables, best)]
+        parts += [
+            _table(done),
+            _legend(done),
+            *_confirmations(tables.confirmations),
+            *_against_prompting(tables, best),
+            *_against_negative(tables, best),
+        ]
         parts += _by_turn(tables.turns, best)
         if best is not None:
             caveat = "" if _is_significant(best) else ", not significant"
@@ -150,7 +157,7 @@ def _section(rows: Sequence[pd.Series[Any]], is_first: bool) -> Table:
         primary = row["primary"]
         table.add_row(
             row["layers"],
-            f"{row['coefficient']:g}",
+            _coefficient(row),
             _effect(row, primary),
             _effect(row, f"{primary}_beyond_random", suffixes=("", "_ci_low", "_ci_high", "_q")),
             _effect(row, "first_person"),
@@ -158,6 +165,16 @@ def _section(rows: Sequence[pd.Series[Any]], is_first: bool) -> Table:
             _perplexity(row),
         )
     return table
+
+
+def _coefficient(row: pd.Series[Any]) -> Text:
+    """A coefficient; where it was looked for, with what it costs."""
+    if row["coefficient_request"] != AUTO:
+        return Text(f"{row['coefficient']:g}")
+    text = Text(f"{row['coefficient']:.3g}")
+    cost = f"kl\n{row['auto_cost']:.3g}" if row["auto_metric"] == "kl" else f"x{row['auto_cost']:.3g}"
+    text.append(f"\n{cost}", style="dim")
+    return text if row["auto_status"] == "found" else text.append(f"\n{row['auto_status']}", style="red")
 
 
 def _effect(
@@ -219,6 +236,22 @@ def _against_prompting(tables: Tables, best: pd.Series[Any] | None) -> list[Rend
                 f" The best readable cell against that: {_with_interval(best, beyond, beyond)}, {_q(_value(best, f'{beyond}_q'))}."
             )
         lines.append(Text(line))
+    return lines
+
+
+def _against_negative(tables: Tables, best: pd.Series[Any] | None) -> list[RenderableType]:
+    """A line: what the best cell does with the other sign, and how far the two signs are apart."""
+    negated = tables.negated
+    if best is None or negated.empty:
+        return []
+    same = (negated["control_key"] == best["control_key"]) & (negated["vector_id"] == best["vector_id"])
+    lines: list[RenderableType] = []
+    for _, row in negated[same].iterrows():
+        primary, beyond = best["primary"], f"{best['primary']}_beyond_negative"
+        if not math.isnan(_value(row, f"{primary}_delta")):
+            effect, apart = _with_interval(row, f"{primary}_delta", primary), _with_interval(best, beyond, beyond)
+            line = f"The best readable cell with the other sign: {primary} {effect}, p={_value(row, f'{primary}_p'):.3f}; they are"
+            lines.append(Text(f"{line} {apart} apart, {_q(_value(best, f'{beyond}_q'))}."))
     return lines
 
 

@@ -23,10 +23,12 @@ from emosteer.predictions import predictions
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell, Part
 from emosteer.records.store import Store
 from emosteer.records.sweep import DONE, Sweep
-from emosteer.scored import Scored, mean_of, scored_cells, seed_of
+from emosteer.scored import Scored, coefficient_of, mean_of, scored_cells, seed_of
 from emosteer.statistics import confirm, dose_response, equivalence_p, false_discovery_rate, holm, paired_effects, primary_effect
 
-RANDOM, SHUFFLED = "random", "shuffled"
+RANDOM, SHUFFLED, NEGATIVE = "random", "shuffled", "negative"
+RIVALS = (RANDOM, SHUFFLED, NEGATIVE, PROMPTING)
+"""What cells have to beat, besides the baseline: the ends of `m_beyond_...`."""
 READABLE_PERPLEXITY_RATIO = 1.5
 READABLE_DUPLICATION = 0.3
 """A cell is readable up to these: perplexity as a multiple of the baseline's, and the share of replies that begin alike."""
@@ -86,6 +88,11 @@ class Tables:
     def controls(self) -> pd.DataFrame:
         """The rows of `results` that are random directions, as controls."""
         return self.results[self.results["is_control"] & (self.results["vector_method"] == RANDOM)]
+
+    @property
+    def negated(self) -> pd.DataFrame:
+        """The rows of `results` that are cells with the other sign, as controls."""
+        return self.results[self.results["is_control"] & (self.results["vector_method"] == NEGATIVE)]
 
     @property
     def prompted(self) -> pd.DataFrame:
@@ -193,18 +200,22 @@ class Rivals:
     """Random directions, by the key that a cell shares with its controls."""
     shuffled: dict[tuple[str, str], list[Scored]]
     """Vectors from texts with exchanged labels, by that key and pair."""
+    negative: dict[tuple[str, str], list[Scored]]
+    """Cells with the other sign, by that key and vector."""
     prompting: dict[tuple[str, str], list[Scored]]
     """The unsteered model asked to feel the emotion, by baseline and pair."""
 
     @classmethod
     def among(cls, scored: Iterable[Scored]) -> Rivals:
         """Those that have replies."""
-        found = cls({}, {}, {})
+        found = cls({}, {}, {}, {})
         # In an order of their own: sums that differ in their last bit rank differently.
         for one in sorted(scored, key=lambda one: one.cell.id):
             cell = one.cell
             if cell.kind == PROMPTING:
                 found.prompting.setdefault((cell.baseline_id, _pair_name(cell)), []).append(one)
+            elif cell.kind == CONTROL and cell.negative:
+                found.negative.setdefault((cell.control_key, cell.vector_id), []).append(one)
             elif cell.kind == CONTROL and cell.vector and cell.vector.shuffled:
                 found.shuffled.setdefault((cell.control_key, _pair_name(cell)), []).append(one)
             elif cell.kind == CONTROL:
@@ -214,10 +225,11 @@ class Rivals:
     def of(self, cell: Cell) -> dict[str, list[Scored]]:
         """A cell's rivals by their kind; a control has none."""
         if cell.kind != CELL:
-            return {RANDOM: [], SHUFFLED: [], PROMPTING: []}
+            return {rival: [] for rival in RIVALS}
         return {
             RANDOM: self.random.get(cell.control_key, []),
             SHUFFLED: self.shuffled.get((cell.control_key, _pair_name(cell)), []),
+            NEGATIVE: self.negative.get((cell.control_key, cell.vector_id), []),
             PROMPTING: self.prompting.get((cell.baseline_id, _pair_name(cell)), []),
         }
 
@@ -237,12 +249,12 @@ def _axes(sweep: Sweep, cell: Cell, state: str, vector: dict[str, Any], own: Sco
     resolved, provenance = record.get("resolved", {}), record.get("provenance", {})
     layers = tuple(resolved.get("layers") or cell.layers or ())
     is_shuffled = cell.vector is not None and cell.vector.shuffled > 0
-    pair = cell.pair if cell.kind in (CELL, PROMPTING) or is_shuffled else None
+    pair = cell.pair if cell.kind in (CELL, PROMPTING) or is_shuffled or cell.negative else None
     failure = sweep.failure(cell) or {}
     steering = (
         {
             "vector_id": cell.vector_id,
-            "vector_method": SHUFFLED if is_shuffled else cell.vector.method,
+            "vector_method": NEGATIVE if cell.negative else SHUFFLED if is_shuffled else cell.vector.method,
             "vector_reading": cell.vector.reading if cell.vector.method != RANDOM else None,
             "vector_source": cell.vector.source if cell.vector.method != RANDOM else None,
             "vector_plus": _parts_text(cell.vector.plus) if cell.vector.method != RANDOM else None,
@@ -253,13 +265,16 @@ def _axes(sweep: Sweep, cell: Cell, state: str, vector: dict[str, Any], own: Sco
             "layer": layers[0] if len(layers) == 1 else None,
             "layers": "+".join(map(str, layers)) or cell.layers_text,
             "layer_request": cell.layers_text,
-            "coefficient": cell.coefficient,
+            "coefficient": coefficient_of(cell, record),
+            "coefficient_request": cell.coefficient_text,
             "coefficient_unit": cell.coefficient_unit,
             "coefficient_raw": resolved.get("coefficient_raw"),
             "coefficient_fraction": resolved.get("coefficient_fraction"),
+            "across_blocks": cell.across_blocks,
             "scope": cell.scope,
             "intervention": cell.intervention,
             "decay": cell.decay,
+            **_auto(cell, resolved),
         }
         if cell.vector
         else {"vector_method": PROMPTING}
@@ -288,6 +303,19 @@ def _axes(sweep: Sweep, cell: Cell, state: str, vector: dict[str, Any], own: Sco
     }
 
 
+def _auto(cell: Cell, resolved: dict[str, Any]) -> dict[str, Any]:
+    """What was looked for where the coefficient is `auto`, and what was found."""
+    config = cell.strength.config if cell.strength else None
+    found = resolved.get("found") or {}
+    return {
+        "auto_metric": config.metric if config else None,
+        "auto_target": config.target if config else math.nan,
+        "auto_cost": found.get("cost", math.nan),
+        "auto_status": found.get("status"),
+        "auto_steps": len(found["steps"]) if found else math.nan,
+    }
+
+
 def _with_q(results: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     """Families of tests, a metric over the sweep's cells that are no controls: q and, of primary metrics, Holm's p; typed columns."""
     if results.empty:
@@ -297,9 +325,7 @@ def _with_q(results: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     results = results.assign(layer=results["layer"].astype("Int64"), attempt=results["attempt"].astype("Int64"))
     cells = ~results["is_control"]
     added: dict[str, pd.Series[float]] = {}
-    for name in [
-        m for metric in metrics for m in (f"{metric}_p", *(f"{metric}_beyond_{rival}_p" for rival in (RANDOM, SHUFFLED, PROMPTING)))
-    ]:
+    for name in [m for metric in metrics for m in (f"{metric}_p", *(f"{metric}_beyond_{rival}_p" for rival in RIVALS))]:
         if name in results:
             q = pd.Series(np.nan, index=results.index)
             q[cells] = false_discovery_rate(results.loc[cells, name].to_numpy(dtype=float))
@@ -349,12 +375,13 @@ def _replies(store: Store, scored: Iterable[Scored], metrics: Sequence[str]) -> 
 def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[str, Any]) -> pd.DataFrame:
     groups: dict[str, list[Scored]] = {}
     for one in scored.values():
-        # A slope goes through the origin, where only an addition does nothing.
-        if one.cell.kind == CELL and one.cell.intervention == "add" and one.cell.baseline_id in scored:
+        # A slope goes through the origin, where only an addition does nothing; and over doses that the replies did not choose.
+        is_dose = one.cell.intervention == "add" and one.cell.coefficient is not None
+        if one.cell.kind == CELL and is_dose and one.cell.baseline_id in scored:
             groups.setdefault(_trend_key(one), []).append(one)
     rows = []
     for key, unordered in groups.items():
-        members = sorted(unordered, key=lambda member: (member.cell.coefficient, member.cell.id))
+        members = sorted(unordered, key=lambda member: (member.coefficient, member.cell.id))
         cell, baseline = members[0].cell, scored[members[0].cell.baseline_id]
         prompts = baseline.prompts
         primary = cell.pair.primary if cell.pair else ""
@@ -363,7 +390,7 @@ def _trends(scored: dict[str, Scored], metrics: Sequence[str], settings: dict[st
         deltas = np.stack([member.matrix(wanted, prompts) - unsteered for member in members])
         for i, metric in enumerate(wanted):
             trend = dose_response(
-                [member.cell.coefficient for member in members],
+                [member.coefficient for member in members],
                 deltas[:, i],
                 seed=seed_of(key),
                 n_resamples=settings["n_resamples"],
@@ -403,7 +430,7 @@ def _confirmations(scored: dict[str, Scored], metrics: Sequence[str], settings: 
             {"model": config.name, "dtype": config.dtype, "pair": pair_name, "primary": primary}
             | {"prompts": baseline.cell.prompts_name, "baseline_id": baseline_id}
             | {"cell_id": best.cell.id if best else None, "layers": _layers(best) if best else None}
-            | {"coefficient": best.cell.coefficient if best else math.nan}
+            | {"coefficient": best.coefficient if best else math.nan}
             | numbers
         )
     return pd.DataFrame(rows)
@@ -473,6 +500,7 @@ def _trend_key(one: Scored) -> str:
         "site": cell.site,
         "layers": _layers(one),
         "coefficient_unit": cell.coefficient_unit,
+        "across_blocks": cell.across_blocks,
         "scope": cell.scope,
         "decay": cell.decay,
         "seed": cell.seed,

@@ -133,18 +133,36 @@ def context_of(
         replies: all of the cell's, in the order in which they are kept.
         answers: what scorers were told of texts before, under a key; None where nothing is kept.
     """
-    dialogue, by_id = engine.model.dialogue, {prompt.id: prompt for prompt in prompts}
+    by_id = {prompt.id: prompt for prompt in prompts}
+    tokens = prompts_of(engine.model.dialogue, by_id.values(), replies)
+    said = [reply.said or by_id[reply.prompt_id].text for reply in replies]
+    context = Context(engine, tokens, [reply.tokens for reply in replies], [reply.turn for reply in replies], said)
+    return context if answers is None else replace(context, answers=answers)
+
+
+def prompts_of(
+    dialogue: Dialogue, prompts: Iterable[Prompt], replies: Sequence[StoredReply], instruction: str = ""
+) -> list[tuple[int, ...]]:
+    """The tokens before each of a cell's replies, as the model read them under an instruction, or as it would have without.
+
+    Args:
+        dialogue: of the model that replied.
+        prompts: that began the dialogues.
+        replies: all of the cell's, in the order in which they are kept.
+        instruction: a system message; none where it is empty.
+    """
+    by_id = {prompt.id: prompt.messages for prompt in prompts}
     tokens: list[tuple[int, ...]] = []
     for number, reply in enumerate(replies):
-        first = by_id[reply.prompt_id].messages
+        first: Sequence[Message] = by_id[reply.prompt_id]
+        if instruction:
+            first = dialogue.instructed(first, instruction)
         if not reply.turn:
             tokens.append(dialogue.prompt(first))
             continue
         held = replies[number - reply.turn : number + 1]
         tokens.append(dialogue.continued(_messages(first, [one.reply for one in held[:-1]], [one.said for one in held[1:]])))
-    said = [reply.said or by_id[reply.prompt_id].text for reply in replies]
-    context = Context(engine, tokens, [reply.tokens for reply in replies], [reply.turn for reply in replies], said)
-    return context if answers is None else replace(context, answers=answers)
+    return tokens
 
 
 def _go_on(engine: Engine, talks: Sequence[Talk], on_tokens: Callable[[int], None]) -> None:

@@ -23,7 +23,7 @@ import emosteer
 from emosteer import timesheet
 from emosteer.bench import Bench, Loaded
 from emosteer.cores import choose_threads
-from emosteer.engine import Engine
+from emosteer.engine import Engine, Origin
 from emosteer.errors import Damaged, EmosteerError, MachineFault
 from emosteer.model.language_model import LanguageModel, load
 from emosteer.model.source import find
@@ -38,7 +38,7 @@ from emosteer.resources import Resources
 from emosteer.scoring.pool import CellReplies, measure_together
 from emosteer.scoring.scorer import Context, Scorer
 from emosteer.timesheet import Generated, Timesheet
-from emosteer.turns import Talk, context_of, hold, stored, talks_for
+from emosteer.turns import Talk, context_of, hold, prompts_of, stored, talks_for
 
 log = logging.getLogger(__name__)
 
@@ -287,7 +287,9 @@ class Worker:
         if self._resources is None or self._resources.model is not loaded.model:
             vectors = [task.cell for task in self.sweep.tasks() if task.cell.vector and task.cell.model.key == loaded.key]
             sites = [cell.site for cell in vectors]
-            self._resources = Resources(self.store, self.claims, loaded.model, sites, self.report.stage, self._new_engine)
+            self._resources = Resources(
+                self.store, self.claims, loaded.model, sites, self.report.stage, self._new_engine, loaded.engine
+            )
         return self._resources
 
     def _attribute(self, loaded: Loaded, task: Task) -> None:
@@ -320,7 +322,13 @@ class Worker:
 
     def _prepare(self, loaded: Loaded, task: Task) -> _Prepared:
         cell = task.cell
-        steering, resolved = self._resources_of(loaded).steering(cell)
+        resources = self._resources_of(loaded)
+        if cell.strength is not None:
+            resources.vector(cell.owner())
+            # What it generates counts as generated.
+            with self.sheet.on(timesheet.DECODE):
+                resources.strength(cell)
+        steering, resolved = resources.steering(cell)
         prompts = self.store.prompts(cell.prompts)
         talks = talks_for(loaded.model, prompts, cell.generation, cell.seed, steering, cell.prompts_name, cell.instruction)
         return _Prepared(task, talks, resolved)
@@ -392,7 +400,9 @@ class Worker:
     def _scores(self, loaded: Loaded, tasks: Sequence[Task]) -> Iterator[ScoreSet]:
         """What the scorers say of cells that they have not seen yet."""
         for pool in self._pools(loaded, tasks):
-            for scorer in self.scorers:
+            wanted = [scorer for scorer in self.scorers if any(scorer in one.scorers for one in pool)]
+            # First those that read steered replies: what they learn of the unsteered model, others need not ask again.
+            for scorer in sorted(wanted, key=lambda scorer: not scorer.needs_origins):
                 own = [one for one in pool if scorer in one.scorers]
                 for one, found in zip(own, measure_together(scorer, [one.replies for one in own]), strict=True):
                     if isinstance(found, Exception):
@@ -417,7 +427,8 @@ class Worker:
                 continue  # put aside and told: the next round runs it again
             if missing:
                 texts = [reply.reply for reply in replies]
-                pool.append(_Unscored(task, missing, CellReplies(texts, partial(self._context, loaded, task, replies))))
+                context, origins = partial(self._context, loaded, task, replies), partial(self._origins, loaded, task, replies)
+                pool.append(_Unscored(task, missing, CellReplies(texts, context, origins)))
                 n_tokens += sum(len(reply.tokens) for reply in replies)
             if n_tokens >= POOL_TOKENS:
                 yield pool
@@ -427,6 +438,12 @@ class Worker:
 
     def _context(self, loaded: Loaded, task: Task, replies: Sequence[StoredReply]) -> Context:
         return context_of(loaded.engine, self.store.prompts(task.cell.prompts), replies, self.store.answers)
+
+    def _origins(self, loaded: Loaded, task: Task, replies: Sequence[StoredReply]) -> list[Origin]:
+        cell = task.cell
+        steering, _ = self._resources_of(loaded).steering(cell)
+        prompts = prompts_of(loaded.model.dialogue, self.store.prompts(cell.prompts), replies, cell.instruction)
+        return [Origin(prompt, steering) for prompt in prompts]
 
     def _fail(self, task: Task, error: Exception) -> None:
         if isinstance(error, RuntimeError) and BROKEN_DEVICE.search(str(error)):

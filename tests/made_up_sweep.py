@@ -111,11 +111,12 @@ def publish(
     seed: int = 0,
     shift: float = 0.0,
     layers: tuple[int, ...] | None = None,
+    found: dict[str, Any] | None = None,
 ) -> None:
     """Put replies and scores of a cell into the store."""
     replies = random_replies(store, cell, seed)
     scores = scores or random_scores(len(replies), seed, shift)
-    resolved = Resolved(layers or cell.layers or (), 3.0, cell.coefficient) if cell.vector else Resolved()
+    resolved = Resolved(layers or cell.layers or (), 3.0, cell.coefficient, found) if cell.vector else Resolved()
     store.publish(cell, replies, resolved, PROVENANCE)
     for scorer in scorers:
         store.publish_scores(cell, scorer.key, scorer.facts(), {m: scores[m] for m in SCORED[scorer.name]})

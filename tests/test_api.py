@@ -87,7 +87,9 @@ def defaults(function: Callable[..., Any]) -> dict[str, Any]:
 def test_the_defaults_are_the_commands() -> None:
     conf = OmegaConf.load(CONF / "config.yaml")
     steer = defaults(emosteer.steer)
-    assert steer == {key: conf[key] for key in ("coefficient", "coefficient_unit", "scope", "intervention", "decay", "seed")}
+    assert steer == {
+        key: conf[key] for key in ("coefficient", "coefficient_unit", "across_blocks", "scope", "intervention", "decay", "seed")
+    }
     assert defaults(emosteer.reply) == {"seed": conf["seed"]}
     vector = {**asdict(VectorConfig()), **OmegaConf.load(CONF / "vector" / "mean_difference.yaml"), "site": conf["site"]}
     elsewhere = ("source", "plus", "without")  # pairs are given, and vectors are put together by combine_vectors
@@ -215,7 +217,7 @@ def test_a_limit_is_checked_for_lists_and_files_alike() -> None:
         ({"layer": "one"}, "layer=one"),
         ({"coefficient": float("nan")}, "coefficient=nan: give a finite number"),
         ({"coefficient": float("inf")}, "coefficient=inf"),
-        ({"coefficient": "much"}, "coefficient=much: give a number"),
+        ({"coefficient": "much"}, "coefficient=much: give a finite number"),
         ({"coefficient_unit": "percent"}, "coefficient_unit=percent: choose one of fraction, raw"),
         ({"scope": "reply"}, "scope=reply: choose one of generated, prompt, all"),
         ({"seed": 0.5}, r"seed=0\.5: give a whole number"),
@@ -358,6 +360,15 @@ def test_scorers_of_ones_own_stand_beside_the_shipped(model: LanguageModel) -> N
     assert table["capitals"].tolist() == shouting(replies.texts)["capitals"]
     assert table["undefined"].isna().all()
     assert emosteer.score(model, replies, "words")["words"].tolist() == emosteer.score(model, replies)["words"].tolist()
+
+
+def test_what_steering_did_to_the_models_expectations(model: LanguageModel, vector: EmotionVector) -> None:
+    steered = emosteer.steer(model, TEXTS, vector, layer=1, coefficient=0.5, max_new_tokens=6)
+    unsteered = emosteer.reply(model, TEXTS, max_new_tokens=6)
+    assert emosteer.score(model, unsteered, ["kl"])["kl"].tolist() == [0.0] * len(TEXTS)
+    more = emosteer.score(model, steered, ["kl"])["kl"]
+    assert (more > emosteer.score(model, replace(steered, steering=None), ["kl"])["kl"]).all()
+    assert "kl" not in emosteer.score(model, steered), "it is slow"
 
 
 def test_unusable_scorers_and_replies_are_refused(model: LanguageModel) -> None:

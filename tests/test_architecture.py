@@ -18,7 +18,7 @@ LAYERS = (
     ("attribution", "vectors"),
     ("steering",),
     ("engine",),
-    ("scoring", "statistics"),
+    ("scoring", "statistics", "strength"),
     ("records",),
     ("scored",),
     ("agreement", "caveats", "predictions"),

@@ -38,6 +38,7 @@ JOBS = [
     ["layer=5"],
     ["++coefficient=0.4"],
     ["~scorers.perplexity"],
+    ["scorers=kl", "~scorers.perplexity"],
     ["~controls"],
     ["layer=5", "coefficient=0.2"],
     ["scorers={nrc: {lemmatise: false}}"],

@@ -122,6 +122,21 @@ BAD = {
     "statistics.equivalence.first_person=0": "statistics.equivalence.first_person=0.0: give a number above 0",
     "+statistics.equivalence.joi=1": "statistics.equivalence.joi: no scorer measures that (did you mean joy?)",
     "+objective.at_most.joy_p_equivalence=0.05": "objective.at_most=joy_p_equivalence: results have no such column",
+    "objective.column=kl_steered": "objective.column=kl_steered: results have no such column",
+    "across_blocks=all": "across_blocks=all: choose one of each, split",
+    "coefficient=strong": "coefficient=strong: give a finite number, such as 0.2, or auto",
+    "coefficient=[0.1,0.2]": "coefficient=[0.1, 0.2]: give a finite number, such as 0.2, or auto",
+    "coefficient=null": "coefficient=None: give a finite number, such as 0.2, or auto",
+    "coefficient=true": "coefficient=True: give a finite number, such as 0.2, or auto",
+    "coefficient=auto auto_coefficient.metric=joy": "auto_coefficient.metric=joy: choose one of kl, perplexity_ratio",
+    "coefficient=auto auto_coefficient.target=0": "auto_coefficient.target=0.0: give a number above 0, what kl is without a push",
+    "coefficient=auto auto_coefficient.metric=perplexity_ratio": "auto_coefficient.target=0.1: give a number above 1, what",
+    "coefficient=auto auto_coefficient.tolerance=1": "auto_coefficient.tolerance=1.0: give a number between 0 and 1",
+    "coefficient=auto auto_coefficient.largest=inf": "auto_coefficient.largest=inf: give a number above 0",
+    "coefficient=auto auto_coefficient.max_steps=5": "auto_coefficient.max_steps=5: give a whole number of at least 6",
+    "coefficient=auto auto_coefficient.prompts=0": "auto_coefficient.prompts=0: give a whole number of at least 1",
+    "coefficient=auto coefficient_unit=raw": "coefficient=auto is a fraction of the residual norm: give coefficient_unit=fraction",
+    "coefficient=auto intervention=set": "coefficient=auto finds how much to add: give a number with intervention=set",
     "statistics.confidence=1": "statistics.confidence=1.0: give a number between 0 and 1",
     "worker.cells_per_claim=0": "worker.cells_per_claim=0: give a whole number of at least 1",
     "worker.lease_seconds=0": "worker.lease_seconds=0.0: give a number above 0",
@@ -158,6 +173,7 @@ BAD = {
 
 def test_a_search_may_be_held_to_no_cost(store: Store) -> None:
     assert planned(store, "objective=beyond_random", "+objective.at_most.perplexity_p_equivalence=0.05")
+    assert planned(store, "objective=beyond_random", "+objective.at_most.kl_steered=0.1", "scorers=kl")
 
 
 @pytest.mark.parametrize("override", BAD)
@@ -308,6 +324,60 @@ def test_shuffled_controls_have_the_texts_with_half_of_the_labels_exchanged(stor
 def test_where_labels_cannot_be_exchanged(store: Store, overrides: list[str], message: str) -> None:
     with pytest.raises(EmosteerError, match=message):
         planned(store, "controls.shuffled=1", *overrides)
+
+
+def test_the_negative_control_is_the_cell_with_the_other_sign(store: Store) -> None:
+    cell, *company = planned(store, "controls.negative=true", "controls.random=0", "attribution=none")
+    (control,) = (one for one in company if one.kind == CONTROL)
+    assert control.negative
+    assert (control.vector_id, control.pair, control.control_key) == (cell.vector_id, cell.pair, cell.control_key)
+    assert len({control.id, cell.id, planned(store, "coefficient=-0.2")[0].id}) == 3
+    assert control.id.startswith("negative-joy_sadness-L10-c0.2-")
+    assert Cell.from_json(control.to_json()) == control
+    raw, *company = planned(store, "controls.negative=true", "coefficient_unit=raw", "attribution=none")
+    assert {one.control_key for one in company if one.kind == CONTROL} == {raw.control_key}
+    for nothing_to_turn in ("coefficient=0", "intervention=ablate"):
+        assert not any(one.negative for one in planned(store, "controls.negative=true", nothing_to_turn))
+
+
+def test_a_coefficient_that_is_looked_for_hangs_on_what_is_asked_for_and_its_controls_share_it(store: Store) -> None:
+    every = ("controls.random=2", "controls.shuffled=1", "controls.negative=true", "attribution=none", "coefficient=auto")
+    cell, *company = planned(store, *every)
+    controls = [one for one in company if one.kind == CONTROL]
+    assert len(controls) == 4
+    assert cell.id.startswith("joy_sadness-L10-cauto-")
+    assert {one.strength_id for one in controls} == {cell.strength_id}
+    assert {one.control_key for one in controls} == {cell.control_key}
+    assert all(one.owner() == cell for one in controls), "each can look for it alone"
+    for one in (cell, *controls):
+        assert Cell.from_json(json.loads(json.dumps(one.to_json()))) == one
+    others = [
+        planned(store, *every, change)[0]
+        for change in (
+            *("layer=9", "pair=trust_disgust", "vector=pca", "scope=all", "seed=1", "prompts.limit=9"),
+            *("auto_coefficient.target=0.2", "auto_coefficient.prompts=4"),
+        )
+    ]
+    assert len({one.strength_id for one in (cell, *others)}) == len({one.id for one in (cell, *others)}) == 1 + len(others)
+    other_pair = planned(store, *every, "pair=trust_disgust")
+    assert {one.id for one in controls}.isdisjoint(one.id for one in other_pair), "another strength"
+
+
+def test_a_coefficient_is_split_among_several_blocks_alone(store: Store) -> None:
+    split = "across_blocks=split"
+    assert planned(store, split)[0].id == planned(store)[0].id
+    assert planned(store, "layer=auto", split)[0].id == planned(store, "layer=auto")[0].id
+    for several in (("layer=[8,10]",), ("layer=auto", "attribution.blocks=2")):
+        each, shared = planned(store, *several), planned(store, *several, split)
+        assert {cell.id for cell in each if cell.vector}.isdisjoint(cell.id for cell in shared if cell.vector)
+        assert [cell.across_blocks for cell in shared if cell.vector] == ["split"] * len([cell for cell in shared if cell.vector])
+        assert Cell.from_json(shared[0].to_json()) == shared[0]
+
+
+def test_what_is_looked_for_is_no_part_of_cells_whose_coefficient_is_given(store: Store) -> None:
+    assert planned(store)[0].id == planned(store, "auto_coefficient.target=0.3")[0].id
+    ablated = planned(store, "coefficient=auto", "intervention=ablate")[0]
+    assert ablated == planned(store, "coefficient=0.1", "intervention=ablate")[0]
 
 
 def test_prompting_is_shared_by_a_pairs_cells_and_told_apart_by_its_words(store: Store) -> None:

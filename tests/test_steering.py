@@ -12,7 +12,8 @@ from torch import Tensor
 
 from emosteer.model.language_model import LanguageModel
 from emosteer.model.padding import PaddedBatch, pad_left
-from emosteer.steering import Push, Steering, SteeringPlan
+from emosteer.steering import Push, Steering, SteeringPlan, steering_along
+from emosteer.vectors import EmotionVector
 
 LENGTHS = (1, 4, 7)
 REPLY = 3
@@ -53,6 +54,21 @@ STEERED = {"generated": "...1111", "prompt": "1111...", "all": "1111111"}
 @pytest.mark.parametrize(("scope", "by_hand"), STEERED.items())
 def test_scopes_by_hand(scope: str, by_hand: str) -> None:
     assert Steering((), scope).strengths(4, 7) == [int(c == "1") for c in by_hand]
+
+
+def test_a_coefficient_split_among_blocks_adds_up_to_the_whole() -> None:
+    """In the residual norms of each block; raw, in vectors; and a projection is set to as much less."""
+    directions = torch.stack([random_vector(seed, 3.0 + seed) for seed in range(BLOCKS)])
+    vector = EmotionVector(directions, torch.tensor([2.0, 4.0, 8.0, 16.0]))
+    for unit, lengths in (("fraction", vector.residual_norm), ("raw", directions.norm(dim=1))):
+        for intervention in ("add", "set"):
+            pushes = steering_along(vector, [0, 1, 3], 0.6, unit, intervention, across_blocks="split").pushes
+            fractions = [push.vector.norm() / lengths[push.layer] for push in pushes]
+            assert [float(fraction) for fraction in fractions] == pytest.approx([0.2] * 3)
+            (alone,) = steering_along(vector, [1], 0.6, unit, intervention, across_blocks="split").pushes
+            assert float(alone.vector.norm() / lengths[1]) == pytest.approx(0.6)
+            whole = steering_along(vector, [0, 1, 3], 0.6, unit, intervention).pushes
+            assert [float(push.vector.norm() / lengths[push.layer]) for push in whole] == pytest.approx([0.6] * 3)
 
 
 def test_a_prompt_of_one_token_is_its_own_last() -> None:

@@ -24,7 +24,8 @@ from made_up_sweep import (
 )
 from rich.console import Console
 
-from emosteer.records.cell import Cell, Part
+from emosteer.config import AutoCoefficientConfig
+from emosteer.records.cell import Cell, Part, StrengthSpec
 from emosteer.records.store import Resolved, Store
 from emosteer.records.sweep import Sweep
 from emosteer.summary import best_readable, console, summary
@@ -81,6 +82,40 @@ def test_it_fits_80_columns_and_says_what_was_run(sweep: Sweep) -> None:
     for shown in ("anticipation_", "1+5", "-0.05", "beyond random", "perplexity"):
         assert shown in text
     assert "unsteered" in text
+
+
+def test_it_says_what_the_other_sign_does(sweep: Sweep) -> None:
+    cell = made_up_cell(sweep.store)
+    company = [*with_company([cell]), cell.negated()]
+    join(sweep, company)
+    joy = {cell.id: 9.0, cell.negated().id: 4.0}
+    for number, one in enumerate(company):
+        scores = random_scores(10, seed=number) | {
+            "joy": [joy.get(one.id, 5.0)] * 10,
+            "perplexity": [5.0] * 10,
+            "duplication": [0.0] * 10,
+        }
+        publish(sweep.store, sweep.scorers(), one, seed=number, scores=scores)
+    text = " ".join(printed(sweep).split())
+    assert (
+        "The best readable cell with the other sign: joy -1.0 [-1.0, -1.0], p=0.002; they are +5.0 [+5.0, +5.0] apart, q=.002."
+        in text
+    )
+
+
+def test_it_says_what_a_coefficient_that_was_found_costs(sweep: Sweep) -> None:
+    for number, status in enumerate(("found", "out of reach")):
+        made = made_up_cell(sweep.store, layers=(number,))
+        assert made.vector is not None
+        cell = dataclasses.replace(made, coefficient=None, strength=StrengthSpec(AutoCoefficientConfig(), made.vector))
+        strength = {"coefficient": 0.1875, "cost": 0.098, "status": status, "steps": [[0.1875, 0.098]]}
+        join(sweep, [cell, cell.baseline()])
+        for one in (cell, cell.baseline()):
+            publish(sweep.store, sweep.scorers(), one, seed=number, found=strength)
+    text = printed(sweep)
+    assert text.count("0.188") == 2
+    assert text.count("0.098") == 2
+    assert text.count("out of") == 1
 
 
 def test_it_says_what_asking_for_the_emotion_does(sweep: Sweep) -> None:

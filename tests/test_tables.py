@@ -17,8 +17,9 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.weightstats import ttost_paired
 
+from emosteer.config import AutoCoefficientConfig
 from emosteer.datasets import Prompt
-from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, Cell, Part
+from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, Cell, Part, StrengthSpec, VectorSpec
 from emosteer.records.publish import publish_json
 from emosteer.records.store import Store
 from emosteer.records.sweep import Sweep
@@ -201,6 +202,49 @@ def test_the_effect_beyond_shuffled_labels_is_against_the_pairs_own(sweep: Sweep
         assert row["joy_beyond_shuffled"] == pytest.approx(difference.mean())
         assert 0 <= row["joy_beyond_shuffled_q"] <= 1
     assert row_of(tables, cells[0].control(0))["vector_method"] == "random"
+
+
+def test_the_effect_beyond_the_other_sign_is_against_the_cells_own(sweep: Sweep, store: Store) -> None:
+    cells = [*grid(store)[1:4], made_up_cell(store, vector=VectorSpec("pca", "texts of joy_sadness"), coefficient=0.1)]
+    negated = {cell.id: cell.negated() for cell in cells}
+    join(sweep, list(negated.values()))
+    for one in negated.values():
+        publish(store, sweep.scorers(), one, seed=seed_of(one))
+    tables = run(sweep, cells)
+
+    assert set(tables.negated["cell_id"]) == {one.id for one in negated.values()}
+    for cell in cells:
+        row, other = row_of(tables, cell), row_of(tables, negated[cell.id])
+        assert other[["pair", "vector_id", "vector_method", "is_control"]].tolist() == [
+            row["pair"],
+            row["vector_id"],
+            "negative",
+            True,
+        ]
+        assert other["coefficient"] == -row["coefficient"]
+        difference = per_prompt(tables.replies, cell.id, "joy") - per_prompt(tables.replies, negated[cell.id].id, "joy")
+        assert row["joy_beyond_negative"] == pytest.approx(difference.mean())
+        assert row["joy_beyond_negative_p"] == pytest.approx(stats.wilcoxon(difference).pvalue)
+    assert set(tables.cells["n_controls"]) == {1}, "the random direction alone"
+
+
+def test_a_coefficient_that_was_found_stands_as_a_number_and_makes_no_trend(sweep: Sweep, store: Store) -> None:
+    given = [made_up_cell(store, coefficient=c) for c in (0.1, 0.2)]
+    assert given[0].vector is not None
+    found = made_up_cell(store, coefficient=None, strength=StrengthSpec(AutoCoefficientConfig(target=0.15), given[0].vector))
+    strength = {"coefficient": 0.28125, "cost": 0.16, "status": "found", "steps": [[0.25, 0.13], [0.28125, 0.16]]}
+    join(sweep, [found])
+    publish(store, sweep.scorers(), found, seed=seed_of(found), found=strength)
+    tables = run(sweep, given)
+
+    auto = ["coefficient", "coefficient_request", "auto_metric", "auto_target", "auto_cost", "auto_status", "auto_steps"]
+    assert row_of(tables, found)[auto].tolist() == [0.28125, "auto", "kl", 0.15, 0.16, "found", 2]
+    assert row_of(tables, given[0])[auto[:2]].tolist() == [0.1, "0.1"]
+    assert row_of(tables, given[0])[auto[2:]].isna().all()
+    assert set(tables.trends["n_coefficients"]) == {2}, "its dose was chosen by these replies"
+    pending = found.negated()
+    join(sweep, [pending])
+    assert math.isnan(row_of(build(sweep), pending)["coefficient"])
 
 
 def test_prompting_has_a_row_and_cells_an_effect_beyond_it(sweep: Sweep, store: Store) -> None:

@@ -20,16 +20,23 @@ from tiny_models import bare_model, tokenizer_of
 
 from emosteer import worker as workers
 from emosteer.config import register
-from emosteer.engine import Engine, Reply, Request
+from emosteer.engine import Engine, Origin, Reply, Request
+from emosteer.engine.likelihood import mean_divergences
 from emosteer.errors import EmosteerError, MachineFault
 from emosteer.launcher import Job, open_sweep, submit
+from emosteer.model.language_model import load
 from emosteer.planning import typed
 from emosteer.progress import Silent
+from emosteer.records.cell import BASELINE, CELL, PROMPTING
+from emosteer.records.claims import Claims
 from emosteer.records.sweep import Sweep
+from emosteer.resources import Resources
 from emosteer.scoring import endpoint
 from emosteer.scoring.text import split_words
+from emosteer.steering import steering_along
 from emosteer.tables import build
 from emosteer.timesheet import PARTS
+from emosteer.vector_file import load_vector
 from emosteer.worker import Worker
 
 SMALL = (
@@ -55,7 +62,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def submitted(directory: Path, model: Path, *more: str) -> Sweep:
+def submitted(directory: Path, model: Path, *more: str, coefficients: Sequence[float | str] = COEFFICIENTS) -> Sweep:
     """Seven cells and their baseline, submitted and not run."""
     register()
     found = open_sweep(str(directory / "store"), directory / "sweep")
@@ -63,7 +70,7 @@ def submitted(directory: Path, model: Path, *more: str) -> Sweep:
         overrides = (*SMALL, f"model.path={model}", *more)
         config = compose("config", list(overrides))
     jobs = []
-    for coefficient in COEFFICIENTS:
+    for coefficient in coefficients:
         config.coefficient = coefficient
         jobs.append(Job(typed(config), (*overrides, f"coefficient={coefficient}"), {}, directory))
     submit(jobs, found)
@@ -301,6 +308,95 @@ def test_a_reply_that_a_scorer_cannot_bear_fails_its_cells_and_no_other(
     failures = [json.loads(path.read_text()) for path in again.paths.failures.iterdir()]
     assert {failure["id"] for failure in failures} == bad
     assert {failure["message"] for failure in failures} == {"it cannot read this"}
+
+
+def test_the_divergence_of_each_reply_from_the_unsteered_model(tmp_path: Path, model: Path) -> None:
+    """By hand for each cell: steered as it was, under the instruction that it had; 0 for the baseline."""
+    options = ("scorers=kl", "controls.prompting=true", "controls.instruction='Be {target}.'", "decay=0.5")
+    sweep = submitted(tmp_path, model, *options)
+    Worker(sweep).run()
+    found, cells = scores(sweep, "kl"), {task.cell.id: task.cell for task in sweep.tasks()}
+    (baseline,) = (cell for cell in cells.values() if cell.kind == BASELINE)
+    (prompting,) = (cell for cell in cells.values() if cell.kind == PROMPTING)
+    assert found[baseline.id] == [0, 0]
+    assert len({*found[prompting.id]} | {value for cell_id in cells for value in found[cell_id]}) > 10
+
+    lm = load(baseline.model.config)
+    for cell in cells.values():
+        prompts, stored = sweep.store.prompts(cell.prompts), sweep.store.replies(cell)
+        steering = None
+        if cell.vector:
+            vector = load_vector(sweep.store.paths.vector(cell.vector_id))
+            steering = steering_along(vector, [1], cell.coefficient, decay=0.5)
+        plain = [lm.dialogue.prompt(prompt.messages) for prompt in prompts]
+        told = [lm.dialogue.prompt(({"role": "system", "content": "Be joy."}, *prompt.messages)) for prompt in prompts]
+        origins = [Origin(prompt, steering) for prompt in (told if cell is prompting else plain)]
+        texts = [(prompt, reply.tokens) for prompt, reply in zip(plain, stored, strict=True)]
+        assert found[cell.id] == pytest.approx(mean_divergences(Engine(lm), texts, origins), rel=2e-3, abs=2e-6), cell.id
+
+
+def test_a_coefficient_is_found_that_costs_what_was_asked_for(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cell and controls have it, whoever comes first; the cell's own replies to those prompts cost what is told."""
+    options = ("scorers=kl", "controls.random=1", "controls.negative=true", "prompts.limit=3", "generation.max_new_tokens=4")
+    found = ("auto_coefficient.prompts=2", "auto_coefficient.target=0.02", "auto_coefficient.tolerance=0.2")
+    sweep = submitted(tmp_path, model, *options, *found, coefficients=("auto", 0.1))
+    looked_for: list[str] = []
+    find = Resources._find_strength
+    monkeypatch.setattr(Resources, "_find_strength", lambda self, cell: looked_for.append(cell.id) or find(self, cell))
+    Worker(sweep).run()
+
+    cells = {task.cell.id: task.cell for task in sweep.tasks()}
+    auto = [cell for cell in cells.values() if cell.strength]
+    (cell,) = (one for one in auto if one.kind == CELL)
+    assert looked_for == [cell.id], "once for all three"
+    assert len(auto) == 3
+    told = [sweep.store.record(one)["resolved"] for one in auto]
+    assert len({json.dumps(resolved["found"]) for resolved in told}) == 1
+    size = told[0]["found"]["coefficient"]
+    assert sorted(resolved["coefficient_fraction"] for resolved in told) == [-size, size, size]
+    assert told[0]["found"]["status"] == "found"
+    assert abs(told[0]["found"]["cost"] - 0.02) <= 0.2 * 0.02
+    own = scores(sweep, "kl")[cell.id]
+    assert sum(own[:2]) / 2 == pytest.approx(told[0]["found"]["cost"], rel=2e-3)
+
+    again = open_sweep(str(tmp_path / "store"), tmp_path / "another")
+    monkeypatch.setattr(Resources, "_find_strength", lambda self, cell: pytest.fail("it is in the store"))
+    sweep.store.discard(cells[next(one.id for one in auto if one.negative)].baseline())
+    resources = Resources(again.store, Claims(again.store.paths.claims, 60.0), load(cell.model.config))
+    assert resources.strength(cell).coefficient == size
+
+
+def test_a_coefficient_split_among_blocks_is_a_smaller_one_at_each(tmp_path: Path, model: Path) -> None:
+    split = submitted(tmp_path / "a", model, "layer=[0,2]", "across_blocks=split", coefficients=(1.0,))
+    each = submitted(tmp_path / "b", model, "layer=[0,2]", coefficients=(0.5, 1.0))
+    told = []
+    for sweep in (split, each):
+        Worker(sweep).run()
+        told += [[r.tokens for r in sweep.store.replies(t.cell)] for t in sweep.tasks() if t.cell.kind == CELL]
+    assert told[0] == told[1] != told[2]
+
+
+def test_a_target_out_of_reach_is_a_result_and_a_warning(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sweep = submitted(tmp_path, model, "auto_coefficient.target=500", coefficients=("auto",))
+    with caplog.at_level(logging.WARNING):
+        Worker(sweep).run()
+    (cell,) = (task.cell for task in sweep.tasks() if task.cell.kind == CELL)
+    found = sweep.store.record(cell)["resolved"]["found"]
+    assert (found["coefficient"], found["status"], len(found["steps"])) == (1.0, "out of reach", 5)
+    assert "coefficient=auto of joy_sadness at block 1: out of reach; kl " in caplog.text
+    assert " instead of 500 at 1, the largest of 5 that were tried" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["", "{}", '{"id": "other", "coefficient": 1, "cost": 0, "status": "found", "steps": [[1, 0]]}'])
+def test_a_damaged_record_of_a_coefficient_is_put_aside_and_made_again(tmp_path: Path, model: Path, damage: str) -> None:
+    sweep = submitted(tmp_path, model, "auto_coefficient.target=500", coefficients=("auto",))
+    (cell,) = (task.cell for task in sweep.tasks() if task.cell.kind == CELL)
+    path = sweep.store.paths.strength(cell.strength_id)
+    path.parent.mkdir(parents=True)
+    path.write_text(damage)
+    Worker(sweep).run()
+    assert json.loads(path.read_text())["coefficient"] == 1.0
+    assert len(list(path.parent.glob(".damaged-*"))) == 1
 
 
 def test_a_disk_that_fills_beside_the_decoding_ends_the_worker_and_settles_nothing(

@@ -52,6 +52,8 @@ class Engine:
         self.model = model
         self.batch_rows = batch_rows
         self.account = Account()
+        self.likelihoods: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+        """By prompt and reply, the mean log-probabilities that were noted last; see `likelihood.mean_divergences`."""
         self.body = Body(model)
         self.chooser = Chooser(model, self.body, path)
         self._prefixes: Prefixes | None = None

@@ -36,6 +36,15 @@ class RowSeed:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """What a reply comes from."""
+
+    prompt: tuple[int, ...]
+    """Token ids, at least one; of an instruction too, where there was one."""
+    steering: Steering | None = None
+
+
+@dataclass(frozen=True)
 class Request:
     """One reply to generate."""
 

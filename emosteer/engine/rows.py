@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from emosteer.engine.prefixes import Key, Prefix
-from emosteer.engine.request import Request
+from emosteer.engine.request import Origin, Request
 from emosteer.model.language_model import LanguageModel
 from emosteer.steering import Interventions, Shape
 
@@ -97,7 +97,7 @@ class Fed:
             self._once = []
 
 
-def prefix_key(request: Request) -> Key:
-    """The prefix that a request's row begins with."""
-    steering = request.steering
-    return request.prompt[:-1], steering if steering is not None and steering.touches_prefix else None
+def prefix_key(asked: Request | Origin) -> Key:
+    """The prefix that a row begins with."""
+    steering = asked.steering
+    return asked.prompt[:-1], steering if steering is not None and steering.touches_prefix else None

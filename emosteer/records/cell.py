@@ -15,14 +15,14 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from emosteer.config import AttributionConfig, GenerationConfig, ModelConfig, VectorConfig
+from emosteer.config import AUTO, AttributionConfig, AutoCoefficientConfig, GenerationConfig, ModelConfig, VectorConfig
 from emosteer.records.paths import in_name
 
 ALGORITHM = 1
 """Raised by hand when the code's replies change."""
 
 CELL, CONTROL, PROMPTING, BASELINE, ATTRIBUTION = "cell", "control", "prompting", "baseline", "attribution"
-AUTO, STORIES = "auto", "stories"
+STORIES = "stories"
 
 METRIC_OF_PAIR = {"nrc_words": ("target", "counterpart"), "nrc_score": ("primary",), "projection": ("texts",)}
 """What of a pair an attribution's metric is made of."""
@@ -117,6 +117,15 @@ class AttributionSpec:
 
 
 @dataclass(frozen=True)
+class StrengthSpec:
+    """How the coefficient of a cell is found, and of the controls that have the same."""
+
+    config: AutoCoefficientConfig
+    vector: VectorSpec
+    """The cell's own, with which it is looked for."""
+
+
+@dataclass(frozen=True)
 class Cell:
     """One unit of work: a cell, one of its controls, prompting for the emotion, the baseline, or an attribution."""
 
@@ -133,8 +142,11 @@ class Cell:
     """Digest of the neutral texts behind the residual norms."""
     layers: tuple[int, ...] | None = None
     """Blocks that are steered; None where attribution chooses them."""
-    coefficient: float = 0.0
+    coefficient: float | None = 0.0
+    """None where it is found by what it costs."""
     coefficient_unit: str = "fraction"
+    across_blocks: str = "each"
+    """Whether each of several blocks gets the whole coefficient, or it is split among them."""
     scope: str = "generated"
     site: str = "residual"
     intervention: str = "add"
@@ -142,6 +154,10 @@ class Cell:
     instruction: str = ""
     """Of prompting: the system message."""
     attribution: AttributionSpec | None = None
+    strength: StrengthSpec | None = None
+    """How the coefficient is found; None where it is given."""
+    negative: bool = False
+    """As a control: the coefficient, given or found, has the other sign."""
 
     @cached_property
     def id(self) -> str:
@@ -159,8 +175,9 @@ class Cell:
         identity = self._identity()
         vector = identity.pop("vector", {})
         identity.pop("kind", None)
+        identity.pop("negative", None)
         if self.coefficient_unit == "raw":
-            identity["like"] = vector["id"] if self.kind == CELL else vector["like"]
+            identity["like"] = vector["id"] if self.kind == CELL or self.negative else vector["like"]
         return _hash(identity)
 
     @property
@@ -199,6 +216,22 @@ class Cell:
         """As tables show it: `10`, `8+10`, or `auto`."""
         return AUTO if self.layers is None else "+".join(map(str, self.layers))
 
+    @property
+    def coefficient_text(self) -> str:
+        """As it was asked for: `0.2`, or `auto`."""
+        return AUTO if self.coefficient is None else f"{self.coefficient:g}"
+
+    @property
+    def strength_id(self) -> str:
+        """Id of the coefficient that is found for this cell, or for the one that it is a control of."""
+        owner = self.owner()
+        return f"{in_name(f'{owner.pair.name if owner.pair else CELL}-L{owner.layers_text}')}-{_hash({'of': owner._identity()})}"
+
+    def owner(self) -> Cell:
+        """Of a cell whose coefficient is found, or of its control: the cell for which it is."""
+        assert self.strength is not None
+        return dataclasses.replace(self, kind=CELL, vector=self.strength.vector, negative=False)
+
     def baseline(self) -> Cell:
         """The cell of the same replies without steering."""
         return Cell(BASELINE, self.model, self.seed, prompts=self.prompts, prompts_name=self.prompts_name, generation=self.generation)
@@ -217,8 +250,8 @@ class Cell:
             self,
             kind=CONTROL,
             vector=dataclasses.replace(own, method="random", seed=self.seed, index=index),
-            # It stays where it decides the layer or the length.
-            pair=self.pair if chosen or raw else None,
+            # It stays where it decides the layer or the length. What finds the strength stays as it is, with the cell's own vector.
+            pair=self.pair if chosen or raw or self.strength else None,
             attribution=self.attribution if chosen else None,
         )
 
@@ -233,6 +266,10 @@ class Cell:
         assert self.vector is not None
         vector = dataclasses.replace(self.vector, texts=texts, plus=plus, shuffled=index + 1)
         return dataclasses.replace(self, kind=CONTROL, vector=vector)
+
+    def negated(self) -> Cell:
+        """This cell with the other sign, as a control of its own."""
+        return dataclasses.replace(self, kind=CONTROL, negative=True)
 
     def like(self) -> Cell:
         """Of a control with raw coefficients: a cell whose vector has the lengths that this one's shall have."""
@@ -256,15 +293,14 @@ class Cell:
         model = _known(ModelSpec, data["model"])
         known["model"] = ModelSpec(**{**model, "config": ModelConfig(**_known(ModelConfig, model["config"]))})
         known["generation"] = GenerationConfig(**_known(GenerationConfig, data["generation"]))
-        for key, kind in (("pair", PairSpec), ("vector", VectorSpec)):
-            known[key] = kind(**_known(kind, data[key])) if data.get(key) else None
-        if vector := known["vector"]:
-            known["vector"] = dataclasses.replace(
-                vector, others=tuple(vector.others), plus=_parts(vector.plus), without=_parts(vector.without)
-            )
+        known["pair"] = PairSpec(**_known(PairSpec, data["pair"])) if data.get("pair") else None
+        known["vector"] = _vector(data["vector"]) if data.get("vector") else None
         if attribution := data.get("attribution"):
             config = AttributionConfig(**_known(AttributionConfig, attribution["config"]))
             known["attribution"] = AttributionSpec(attribution["diagnostics"], config)
+        if strength := data.get("strength"):
+            looked_for = AutoCoefficientConfig(**_known(AutoCoefficientConfig, strength["config"]))
+            known["strength"] = StrengthSpec(looked_for, _vector(strength["vector"]))
         known["layers"] = tuple(data["layers"]) if data.get("layers") is not None else None
         cell = cls(**known)
         cell._check_parts()
@@ -279,7 +315,9 @@ class Cell:
             raise ValueError(f"this is no cell: {self.kind!r}")
         if self.kind == ATTRIBUTION and self.attribution is None:
             raise ValueError("an attribution without its settings")
-        if not abs(self.coefficient) <= sys.float_info.max:
+        if self.coefficient is None and self.strength is None:
+            raise ValueError("neither a coefficient nor how it is found")
+        if self.coefficient is not None and not abs(self.coefficient) <= sys.float_info.max:
             raise ValueError(f"coefficient={self.coefficient!r}")
 
     def _prefix(self) -> str:
@@ -291,8 +329,10 @@ class Cell:
         name = self.pair.name if self.pair and self.kind == CELL else f"random{self.vector.index}"
         if self.vector.shuffled:
             name = f"shuffled{self.vector.shuffled}-{self.pair.name if self.pair else 'pair'}"
+        if self.negative:
+            name = f"negative-{self.pair.name if self.pair else 'pair'}"
         kind = "" if self.intervention == "add" else f"-{self.intervention}"
-        return f"{name}-L{self.layers_text}-c{self.coefficient:g}{kind}"
+        return f"{name}-L{self.layers_text}-c{self.coefficient_text}{kind}"
 
     def _identity(self) -> dict[str, Any]:
         if self.kind == ATTRIBUTION:
@@ -313,12 +353,14 @@ class Cell:
             **identity,
             "vector": {"id": self.vector_id, "like": self.vector.like},
             "layers": layers,
-            "coefficient": float(self.coefficient),
+            "coefficient": self._strength_identity() if self.coefficient is None else float(self.coefficient),
             "unit": self.coefficient_unit,
             "scope": self.scope,
             "site": self.site,
             **({"intervention": self.intervention} if self.intervention != "add" else {}),
             **({"decay": self.decay} if self.decay != 1 else {}),
+            **({"across_blocks": self.across_blocks} if self.across_blocks != "each" else {}),
+            **({"negative": True} if self.negative else {}),
         }
 
     def _vector_identity(self) -> dict[str, Any]:
@@ -331,6 +373,11 @@ class Cell:
             "site": self.site,
             "neutral": self.neutral,
         }
+
+    def _strength_identity(self) -> dict[str, Any]:
+        assert self.strength is not None
+        own = dataclasses.replace(self, vector=self.strength.vector)._vector_identity()
+        return {AUTO: _differences(self.strength.config), "of": _hash(own)}
 
     def _parts_identity(self) -> dict[str, Any]:
         """What is added to the vector and taken out of it, without names."""
@@ -363,6 +410,13 @@ class Cell:
     def _auto_blocks(self) -> int:
         assert self.attribution is not None
         return self.attribution.config.blocks
+
+
+def _vector(data: dict[str, Any]) -> VectorSpec:
+    """The specification of a vector, of plain data."""
+    known = _known(VectorSpec, data)
+    known["others"] = tuple(known.get("others", ()))
+    return VectorSpec(**{**known, **{key: _parts(known.get(key, ())) for key in ("plus", "without")}})
 
 
 def _differences(config: Any) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 A sweep names its store, and a store names no sweep: one that is not known here may still refer to a record. So there are two sorts.
 
 - What no sweep can miss, known or not: unfinished writes of dead processes, records that `mode=force` replaced or that were found
-  damaged, claims of dead processes, and old vectors, residual norms and stories that neither a record nor a known sweep refers to
-  (a worker that wants one makes it again).
+  damaged, claims of dead processes, and old vectors, residual norms, stories and coefficients that were found, to which neither a
+  record nor a known sweep refers (a worker that wants one makes it again).
 - On request only: cells, baselines and attributions that no known sweep refers to, and the texts of which nothing would be left.
 
 Scores of another scorer, or of another version of one, are left: a sweep that names that scorer still reads them, so does an older
@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 
-from emosteer.records.cell import ATTRIBUTION, Cell
+from emosteer.records.cell import ATTRIBUTION, Cell, VectorSpec
 from emosteer.records.leases import Holder, Process, holder, holders
 from emosteer.records.paths import CellPaths, SweepPaths
 from emosteer.records.publish import TEMPORARY, read_json
@@ -36,7 +36,8 @@ from emosteer.records.store import Store
 from emosteer.records.sweep import Sweep
 
 UNFINISHED, DISCARDED, DAMAGED, CLAIM = "unfinished", "discarded", "damaged", "claim"
-VECTOR, NORMS, STORIES, CELL, BASELINE, TEXTS = "vector", "residual norms", "stories", "cell", "baseline", "texts"
+VECTOR, NORMS, STORIES, STRENGTH = "vector", "residual norms", "stories", "strength"
+CELL, BASELINE, TEXTS = "cell", "baseline", "texts"
 PUT_ASIDE = {".discarded-": DISCARDED, ".damaged-": DAMAGED}
 GRAVE = f"{TEMPORARY}dead-"
 
@@ -93,6 +94,7 @@ class References:
     vectors: set[str] = field(default_factory=set)
     norms: set[str] = field(default_factory=set)
     """Model and neutral texts, as `_norms_key` writes them."""
+    strengths: set[str] = field(default_factory=set)
     stories: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
 
@@ -102,8 +104,11 @@ class References:
             self.records |= {cell.id, cell.baseline_id}
         if cell.vector:
             self.vectors |= {cell.vector_id, cell.vector.like}
-            self.texts |= {cell.vector.texts, *cell.vector.others}
-            self.texts |= {part.texts for part in (*cell.vector.plus, *cell.vector.without)}
+            self._add_texts(cell.vector)
+        if cell.strength:
+            self.strengths.add(cell.strength_id)
+            self.vectors.add(cell.owner().vector_id)
+            self._add_texts(cell.strength.vector)
         if cell.pair:
             self.texts |= {cell.pair.texts, cell.pair.diagnostics}
         if cell.attribution:
@@ -112,6 +117,9 @@ class References:
         self.stories |= set(cell.stories_ids.values())
         self.norms.add(_norms_key(cell.model.identity(), cell.neutral))
         self.texts |= {cell.prompts, cell.neutral}
+
+    def _add_texts(self, vector: VectorSpec) -> None:
+        self.texts |= {vector.texts, *vector.others, *(part.texts for part in (*vector.plus, *vector.without))}
 
     def add_sweep(self, sweep: Sweep) -> None:
         """All that the commands of a sweep refer to, whether it is there or not."""
@@ -215,6 +223,8 @@ class _Unreferenced:
             self._goes(STORIES, path.stem, [path], known.stories)
         for path in _visible(kinds["residual_norms"]):
             self._goes(NORMS, path.stem, [path], {path.stem} if _key_of_norms(path) in known.norms else set())
+        for path in _visible(kinds["strengths"]):
+            self._goes(STRENGTH, path.stem, [path], known.strengths)
 
     def _look_at_vectors(self, place: Path) -> None:
         files: dict[str, list[Path]] = {}

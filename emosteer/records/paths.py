@@ -72,7 +72,8 @@ class StorePaths:
     @property
     def kinds(self) -> dict[str, Path]:
         """Where things of each kind lie, one file or directory each (a vector has two)."""
-        names = ("cells", "baselines", "attributions", "vectors", "residual_norms", "stories", "texts", "answers", "claims")
+        records, parts = ("cells", "baselines", "attributions"), ("vectors", "residual_norms", "stories", "strengths", "texts")
+        names = (*records, *parts, "answers", "claims")
         return {name: self.root / name for name in names}
 
     def cell(self, cell_id: str, is_baseline: bool = False) -> CellPaths:
@@ -90,6 +91,9 @@ class StorePaths:
 
     def residual_norms(self, norms_id: str) -> Path:
         return self.root / "residual_norms" / f"{norms_id}.json"
+
+    def strength(self, strength_id: str) -> Path:
+        return self.root / "strengths" / f"{strength_id}.json"
 
     def stories(self, stories_id: str) -> Path:
         return self.root / "stories" / f"{stories_id}.json"
@@ -194,6 +198,10 @@ class SweepPaths:
 
     def export(self, cell_id: str) -> ExportPaths:
         return ExportPaths(self.root / "exports" / cell_id)
+
+    @property
+    def trackio(self) -> Path:
+        return self.root / "trackio"
 
     @property
     def dashboard(self) -> Path:

@@ -91,6 +91,8 @@ class Resolved:
     coefficient_raw: float | None = None
     """Multiple of the raw vector; None where several blocks are steered, each with its own."""
     coefficient_fraction: float | None = None
+    found: dict[str, Any] | None = None
+    """Where the coefficient was looked for: the `emosteer.strength.Strength` that came of it."""
 
 
 @dataclass(frozen=True)
@@ -292,6 +294,8 @@ class Store:
             yield self.paths.vector_facts(cell.vector_id)
             yield self.paths.residual_norms(cell.norms_id)
             yield from map(self.paths.stories, cell.stories_ids.values())
+        if cell.strength is not None:
+            yield self.paths.strength(cell.strength_id)
 
     def scores(self, cell: Cell, key: str, n_replies: int | None = None) -> dict[str, list[float]] | None:
         """Stored scores under a scorer's key, or None; damaged ones are put aside, so that the scorer runs again.

@@ -25,8 +25,9 @@ def perplexity(replies: Sequence[str], *, context: Context) -> Scores:
     from emosteer.engine.likelihood import mean_log_probabilities
 
     texts = list(zip(context.prompts, context.replies, strict=True))
-    return {"perplexity": [_rounded(math.exp(-mean)) for mean in mean_log_probabilities(context.engine, texts)]}
+    return {"perplexity": [rounded(math.exp(-mean)) for mean in mean_log_probabilities(context.engine, texts)]}
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """A number that a model gave, to so many digits as do not hang on the batch."""
     return float(f"{value:.{SIGNIFICANT_DIGITS}g}")

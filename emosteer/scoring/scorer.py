@@ -15,7 +15,7 @@ from emosteer.dotted import find_function, version_of
 from emosteer.errors import EmosteerError
 
 if TYPE_CHECKING:
-    from emosteer.engine import Engine
+    from emosteer.engine import Engine, Origin
 
 Scores: TypeAlias = dict[str, list[float]]
 """Metric name -> one value per reply, in the order of the replies; NaN where a value is undefined."""
@@ -118,6 +118,11 @@ def answered(
     return found
 
 
+def no_origins() -> list[Origin]:
+    """In place of what tells the origins of replies, where that is not known; raises EmosteerError."""
+    raise EmosteerError("what these replies came from is not known: give a scorer that has no parameter `origins`")
+
+
 @dataclass(frozen=True)
 class Scorer:
     """A scorer as a config names it: a function, its options, and the key under which its scores are stored."""
@@ -158,21 +163,31 @@ class Scorer:
         return "context" in inspect.signature(self.function).parameters
 
     @property
+    def needs_origins(self) -> bool:
+        """Whether the function asks what each reply came from: its prompt as it was read, and the steering."""
+        return "origins" in inspect.signature(self.function).parameters
+
+    @property
     def is_per_reply(self) -> bool:
         """Whether a reply's values depend on that reply alone; one that says nothing may look at all replies of its cell."""
         return bool(getattr(self.function, "per_reply", False))
 
-    def measure(self, replies: Sequence[str], context: Callable[[], Context]) -> Scores:
+    def measure(
+        self, replies: Sequence[str], context: Callable[[], Context], origins: Callable[[], list[Origin]] = no_origins
+    ) -> Scores:
         """What the function says of replies; a value that is not finite is undefined, and becomes NaN.
 
         Args:
             replies: all of a cell's; of many cells where the scorer is per reply.
             context: makes the context, where the function asks for it.
+            origins: tells what each reply came from, where the function asks for that.
 
         Raises:
             EmosteerError: something else than metrics, or a metric with another number of values than there are replies.
         """
-        asked = {"context": context()} if self.needs_model else {}
+        asked: dict[str, Any] = {"context": context()} if self.needs_model else {}
+        if self.needs_origins:
+            asked["origins"] = origins()
         metrics = self.function(replies, **self.options, **asked)
         if not isinstance(metrics, Mapping):
             raise EmosteerError(f"scorer {self.name} gave {repr(metrics)[:60]}: a scorer gives metric -> one value per reply")
@@ -224,7 +239,8 @@ def _find_scorer(name: str, entry: dict[str, Any]) -> Scorer:
 def _check_options(scorer: Scorer) -> None:
     """Raise EmosteerError for options that the function does not have, or lacks."""
     try:
-        inspect.signature(scorer.function).bind([], **scorer.options, **({"context": None} if scorer.needs_model else {}))
+        given = [name for name in ("context", "origins") if name in inspect.signature(scorer.function).parameters]
+        inspect.signature(scorer.function).bind([], **scorer.options, **dict.fromkeys(given))
     except TypeError as error:
         raise EmosteerError(f"scorers.{scorer.name}: {scorer.target} {error}; mend its options") from None
 

@@ -68,7 +68,8 @@ def chat(
     chosen = cell_called(found, cell if cell is not None else exporting.best_cell(build(found)))
     own, layers = exporting.stored_vector(found, chosen)
     taken = own if vector is None else _given(vector, chosen)
-    talk = _conversation(chosen, taken, layers, max_new_tokens, device)
+    own_coefficient = exporting.stored_coefficient(found, chosen)
+    talk = _conversation(chosen, taken, layers, own_coefficient, max_new_tokens, device)
     if coefficient is not None:
         talk.set_coefficient(str(coefficient))
     _Terminal(talk, baseline).run()
@@ -94,7 +95,7 @@ def _shown(fingerprint: str) -> str:
 
 
 def _conversation(
-    cell: Cell, vector: EmotionVector, layers: tuple[int, ...], max_new_tokens: int, device: str | None
+    cell: Cell, vector: EmotionVector, layers: tuple[int, ...], coefficient: float, max_new_tokens: int, device: str | None
 ) -> Conversation:
     from emosteer.conversation import Conversation
     from emosteer.model.language_model import load
@@ -107,7 +108,7 @@ def _conversation(
             f"{config.path} is another model by now, {_shown(source.fingerprint)} instead of {_shown(cell.model.fingerprint)}: "
             f"the vector of {cell.id} is for that one only"
         )
-    return Conversation(load(config, source), cell, vector, layers, max_new_tokens)
+    return Conversation(load(config, source), cell, vector, layers, coefficient, max_new_tokens)
 
 
 class _Terminal:

@@ -89,7 +89,8 @@ def _differences(sweep: Sweep, metric: str | None) -> list[tuple[Scored, str, li
     measured = sorted({name for one in done for name in one.metrics})
     found = []
     for one in sorted(
-        done, key=lambda one: (one.cell.pair.name if one.cell.pair else "", one.cell.layers or (), one.cell.coefficient)
+        done,
+        key=lambda one: (one.cell.pair.name if one.cell.pair else "", one.cell.layers or (), one.coefficient),
     ):
         of = metric or (one.cell.pair.primary if one.cell.pair else "")
         if of not in measured:
@@ -113,7 +114,7 @@ def _planned(one: Scored, metric: str, differences: list[float], effect: float, 
         "pair": one.cell.pair.name,
         "metric": metric,
         "layers": "+".join(map(str, one.record["resolved"]["layers"])),
-        "coefficient": one.cell.coefficient,
+        "coefficient": one.coefficient,
         "n": n,
     }
     if n < 2 or len(set(differences)) == 1:

@@ -14,7 +14,7 @@ from emosteer.tables import Tables
 from emosteer.tracking import background
 from emosteer.tracking.run import Synced
 
-NONE, WANDB = "none", "wandb"
+NONE, WANDB, TRACKIO = "none", "wandb", "trackio"
 
 
 log = logging.getLogger(__name__)
@@ -40,11 +40,16 @@ def log_now(sweep: Sweep, tables: Tables) -> None:
     name = sweep.settings()["tracking"]["name"]
     if name == NONE:
         return
-    if name != WANDB:
-        raise EmosteerError(f"tracking={name}: choose wandb or none")
-    from emosteer.tracking.wandb_runs import log_to_wandb
+    if name == TRACKIO:
+        from emosteer.tracking.trackio_runs import log_to_trackio
 
-    log_to_wandb(sweep, tables)
+        log_to_trackio(sweep, tables)
+    elif name == WANDB:
+        from emosteer.tracking.wandb_runs import log_to_wandb
+
+        log_to_wandb(sweep, tables)
+    else:
+        raise EmosteerError(f"tracking={name}: choose wandb, trackio or none")
 
 
 def sync_sweep(sweep: Sweep, tables: Tables, project: str | None = None, entity: str | None = None, at_a_time: int = 8) -> Synced:
@@ -53,6 +58,10 @@ def sync_sweep(sweep: Sweep, tables: Tables, project: str | None = None, entity:
     Raises:
         EmosteerError: the tracker cannot be used: not installed, no key.
     """
+    if sweep.settings()["tracking"]["name"] == TRACKIO:
+        from emosteer.tracking.trackio_runs import sync_to_trackio
+
+        return sync_to_trackio(sweep, tables, project)
     from emosteer.tracking.wandb_runs import sync_to_wandb
 
     return sync_to_wandb(sweep, tables, project, entity, at_a_time)

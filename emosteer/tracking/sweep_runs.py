@@ -30,9 +30,9 @@ OF_A_FAMILY = (Q, "_holm")
 """Ends of columns that change with every cell that joins the sweep."""
 SIGNIFICANT = 0.05
 
-FACTS = ("status", "n_tokens", "n_controls", "seconds", "attempt", "perplexity_ratio")
+FACTS = ("status", "n_tokens", "n_controls", "seconds", "attempt", "perplexity_ratio", "auto_cost", "auto_status")
 """Columns of `results` that say how it went, besides its metrics."""
-REPLY_COLUMNS = ("cell_id", "prompt_id", "sample", "prompt", "reply", "is_baseline", "n_tokens")
+REPLY_COLUMNS = ("cell_id", "prompt_id", "sample", "turn", "prompt", "reply", "is_baseline", "n_tokens")
 """Columns of `replies` that are no metrics."""
 GRID_EFFECTS = ("delta", "ci_low", "ci_high", "p", "q", "beyond_random", "beyond_random_p", "beyond_random_q")
 
@@ -97,7 +97,7 @@ def baseline_run(cell: Cell, tables: Tables, to: Destination) -> Run:
     prompts = replies["prompt_id"].tolist()
     by_prompt = {m: [v for v in prompt_means(prompts, replies[m].tolist()).values() if not math.isnan(v)] for m in metrics}
     means, renamed = named({f"{metric}_baseline": fmean(values) for metric, values in by_prompt.items() if values})
-    shown = replies[["prompt_id", "sample", "prompt", "reply"]].assign(emotion_words=replies["reply"].map(emotions_in))
+    shown = replies[["prompt_id", "sample", "turn", "prompt", "reply"]].assign(emotion_words=replies["reply"].map(emotions_in))
     limited, _, told = cut({"replies": table(shown.join(replies[metrics]))}, {})
     return Run(
         key=cell.id,

@@ -62,7 +62,18 @@ def test_metadata_is_valid_and_complete(distributions: Distributions) -> None:
     assert metadata.license_expression == "Apache-2.0"
     assert metadata.requires_python is not None
     assert all(metadata.requires_python.contains(version) for version in ("3.11", "3.12", "3.13"))
-    assert set(metadata.provides_extra or ()) == {"all", "dashboard", "dev", "docs", "joblib", "optuna", "slurm", "submitit", "wandb"}
+    assert set(metadata.provides_extra or ()) == {
+        "all",
+        "dashboard",
+        "dev",
+        "docs",
+        "joblib",
+        "optuna",
+        "slurm",
+        "submitit",
+        "trackio",
+        "wandb",
+    }
     assert all((metadata.summary, metadata.author, metadata.keywords, metadata.classifiers, metadata.license_files))
     assert message_from_bytes(distributions.sdist_files["PKG-INFO"]).items() == message_from_bytes(written).items()
 

@@ -275,7 +275,7 @@ def test_json_of_a_later_version_is_read() -> None:
 
 def test_all_cells_share_the_baseline_of_their_model_prompts_generation_and_seed() -> None:
     shared = {name: change(BASE).baseline_id == BASE.baseline_id for name, change in MATTERS.items()}
-    own = {"weights", "dtype", "blocks", "attention", "mlp", "trust_remote_code", "seed", "prompts"}
+    own = {"weights", "dtype", "quantization", "blocks", "attention", "mlp", "trust_remote_code", "seed", "prompts"}
     own |= {f.name for f in dataclasses.fields(GenerationConfig)}
 
     assert {name for name, is_shared in shared.items() if not is_shared} == own

@@ -60,7 +60,7 @@ def test_the_record_says_what_was_run(store: Store, cell: Cell) -> None:
     assert record["id"] == cell.id
     assert (record["baseline_id"], record["control_key"], record["vector_id"]) == (cell.baseline_id, cell.control_key, cell.vector_id)
     assert (record["n_prompts"], record["n_samples"], record["n_tokens"]) == (10, 1, 50)
-    assert record["resolved"] == {"layers": [2], "coefficient_raw": 3.0, "coefficient_fraction": 0.2}
+    assert record["resolved"] == {"layers": [2], "coefficient_raw": 3.0, "coefficient_fraction": 0.2, "found": None}
     assert record["provenance"]["attempt"] == 1
     assert (store.cell_paths(cell).directory / ".hydra" / "a.yaml").read_text() == "a"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.util
 import json
 import logging
@@ -148,6 +149,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweep, Tables, dict[
         patch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
         patch.setenv("WANDB_API_KEY", KEY)
         join(sweep, [], **tracking(mode="offline"))
+        importlib.import_module("emosteer.resources")  # with it comes a part of torch that sets a variable of its own
         before = (dict(os.environ), Path.cwd(), set(sys.modules))
         log_to_wandb(sweep, tables)
         assert (dict(os.environ), Path.cwd()) == before[:2]
@@ -311,6 +313,7 @@ def test_the_baseline_has_the_means_that_cells_are_compared_with(made: Made) -> 
     row = tables.results[tables.results["status"] == "done"].iloc[0]
     summary = runs[name]["summary"]
     assert {m: summary[f"{m}_baseline"] for m in METRICS} == pytest.approx({m: row[f"{m}_baseline"] for m in METRICS})
+    assert {key.removesuffix("_baseline") for key in summary if key.endswith("_baseline")} == set(METRICS)
     shown = table_of(runs[name], "replies")
     assert list(shown["reply"]) == list(tables.replies[tables.replies["cell_id"] == name]["reply"])
     config = config_of(runs[name])
