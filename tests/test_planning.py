@@ -125,7 +125,7 @@ BAD = {
     "across_blocks=all": "across_blocks=all: choose one of each, split",
     "coefficient=strong": "coefficient=strong: give a finite number, such as 0.2, or auto",
     "coefficient=[0.1,0.2]": "coefficient=[0.1, 0.2]: give a finite number, such as 0.2, or auto",
-    "coefficient=null": "coefficient=None: give a finite number, such as 0.2, or auto",
+    "coefficient=null": "coefficient=null: give a finite number, such as 0.2, or auto",
     "coefficient=true": "coefficient=True: give a finite number, such as 0.2, or auto",
     "coefficient=auto auto_coefficient.metric=joy": "auto_coefficient.metric=joy: choose one of kl, perplexity_ratio",
     "coefficient=auto auto_coefficient.target=0": "auto_coefficient.target=0.0: give a number above 0, what kl is without a push",
