@@ -236,7 +236,8 @@ def _check_coefficient(config: Config) -> None:
     except (TypeError, ValueError):
         is_finite = False
     if not is_finite:
-        raise EmosteerError(f"coefficient={config.coefficient}: give a finite number, such as 0.2, or auto")
+        typed = "null" if config.coefficient is None else config.coefficient
+        raise EmosteerError(f"coefficient={typed}: give a finite number, such as 0.2, or auto")
 
 
 def _check_auto(config: Config) -> None:

@@ -31,8 +31,7 @@ from emosteer.model.source import ModelSource, find, resolve_layers
 from emosteer.one_line import one_line
 from emosteer.records.cell import ATTRIBUTION, CELL, AttributionSpec, Cell, ModelSpec, PairSpec, Part, StrengthSpec, VectorSpec
 from emosteer.scoring.nrc import CATEGORIES
-from emosteer.sources import lexicon_pairs, persona_prompts
-from emosteer.stories import story_prompts
+from emosteer.sources import lexicon_pairs, persona_prompts, story_prompts
 
 OWN_DIRECTION = -1
 """Index of the random direction of a cell (`vector=random`); its controls count from 0, and must be others."""

@@ -30,8 +30,9 @@ from emosteer.records.cell import STORIES, Cell, VectorSpec
 from emosteer.records.claims import Claims
 from emosteer.records.publish import publish_directory, publish_file, publish_json, put_aside, read_bytes, read_json
 from emosteer.records.store import Resolved, Store
+from emosteer.sources import story_prompts
 from emosteer.steering import Steering, steering_along
-from emosteer.stories import Stories, story_prompts, write_stories
+from emosteer.stories import Stories, write_stories
 from emosteer.strength import FOUND, OUT_OF_REACH, Costs, Strength, find_strength
 from emosteer.vectors import EmotionVector, Quality, Reader, checked, emotion_vector, random_direction, residual_norms
 

@@ -1,5 +1,5 @@
-"""What tells two emotions apart where nobody wrote contrastive pairs: the NRC lexicon's words for them, or how a model takes a
-question while it is told to feel the one or the other.
+"""What tells two emotions apart where nobody wrote contrastive pairs: the NRC lexicon's words for them, how a model takes a
+question while it is told to feel the one or the other, or what it is asked to write stories about.
 """
 
 from __future__ import annotations
@@ -35,6 +35,35 @@ QUESTIONS = (
     "How do you like your coffee?",
 )
 """What the user asks under each instruction, without an emotion of its own."""
+STORY = "Write a very short story about {scene}, told by somebody who feels deep {emotion}. Let the {emotion} show in every sentence."
+"""What the user asks for; `{emotion}` is a noun such as joy."""
+SCENES = (
+    "a walk to the market",
+    "an evening at home",
+    "a letter in the post",
+    "the last day at a job",
+    "a journey by train",
+    "a garden after the rain",
+    "a visit from an old friend",
+    "the first snow",
+    "a phone call at night",
+    "a birthday",
+    "a new house",
+    "a dog at the door",
+    "a school play",
+    "a meal with the family",
+    "a morning by the sea",
+    "a bicycle that was lent to a neighbour",
+    "the results of an exam",
+    "a song on the radio",
+    "a wedding next door",
+    "an hour in a waiting room",
+    "a photograph in a drawer",
+    "a football match",
+    "the way back from work",
+    "a child who learns to swim",
+)
+"""What the stories are about, without an emotion of its own."""
 
 
 @lru_cache(maxsize=64)
@@ -83,3 +112,21 @@ def lexicon_pairs(target: str, counterpart: str) -> tuple[ContrastivePair, ...]:
     if not all(sides):
         raise EmosteerError(f"vector.source=lexicon: no word is of {target} or {counterpart} alone; choose another pair")
     return tuple(ContrastivePair(f"word-{i:03}", *both) for i, both in enumerate(zip(*sides, strict=False), 1))
+
+
+@lru_cache(maxsize=64)
+def story_prompts(target: str, counterpart: str) -> tuple[Prompt, ...]:
+    """What the model is asked to write: a story about each scene, of the target emotion and of its counterpart in turn.
+
+    The two of a scene differ in the emotion's name alone, which is also their `category`.
+
+    Args:
+        target: a noun, such as joy.
+        counterpart: another.
+    """
+    prompts = []
+    for number, scene in enumerate(SCENES, 1):
+        for emotion in (target, counterpart):
+            text = STORY.format(scene=scene, emotion=emotion)
+            prompts.append(Prompt(f"story-{number:02}-{emotion}", text, emotion, ({"role": "user", "content": text},)))
+    return tuple(prompts)

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 from emosteer.config import GenerationConfig
-from emosteer.datasets import ContrastivePair, Prompt, digest
+from emosteer.datasets import ContrastivePair, digest
 from emosteer.engine import Engine, requests_for
 from emosteer.errors import EmosteerError
 from emosteer.model.batches import Progress, silent
@@ -21,38 +20,8 @@ from emosteer.model.language_model import LanguageModel
 from emosteer.scoring.fluency import repetition
 from emosteer.scoring.nrc import CATEGORIES, emotion_words
 from emosteer.scoring.text import split_words
+from emosteer.sources import STORY, story_prompts
 
-INSTRUCTION = (
-    "Write a very short story about {scene}, told by somebody who feels deep {emotion}. Let the {emotion} show in every sentence."
-)
-"""What the user says; `{emotion}` is a noun such as joy."""
-SCENES = (
-    "a walk to the market",
-    "an evening at home",
-    "a letter in the post",
-    "the last day at a job",
-    "a journey by train",
-    "a garden after the rain",
-    "a visit from an old friend",
-    "the first snow",
-    "a phone call at night",
-    "a birthday",
-    "a new house",
-    "a dog at the door",
-    "a school play",
-    "a meal with the family",
-    "a morning by the sea",
-    "a bicycle that was lent to a neighbour",
-    "the results of an exam",
-    "a song on the radio",
-    "a wedding next door",
-    "an hour in a waiting room",
-    "a photograph in a drawer",
-    "a football match",
-    "the way back from work",
-    "a child who learns to swim",
-)
-"""What the stories are about, without an emotion of its own."""
 DECODING = GenerationConfig(max_new_tokens=80, do_sample=True, temperature=0.8, n_samples=2)
 LEAST_WORDS = 25
 MOST_REPETITION = 0.2
@@ -60,24 +29,6 @@ MOST_REPETITION = 0.2
 LEAST_PAIRS = 8
 
 SHORT, REPETITIVE, ANOTHER, TWICE = "too short", "repetitive", "without the emotion's words", "written twice"
-
-
-@lru_cache(maxsize=64)
-def story_prompts(target: str, counterpart: str) -> tuple[Prompt, ...]:
-    """What the model is asked to write: a story about each scene, of the target emotion and of its counterpart in turn.
-
-    The two of a scene differ in the emotion's name alone, which is also their `category`.
-
-    Args:
-        target: a noun, such as joy.
-        counterpart: another.
-    """
-    prompts = []
-    for number, scene in enumerate(SCENES, 1):
-        for emotion in (target, counterpart):
-            text = INSTRUCTION.format(scene=scene, emotion=emotion)
-            prompts.append(Prompt(f"story-{number:02}-{emotion}", text, emotion, ({"role": "user", "content": text},)))
-    return tuple(prompts)
 
 
 @dataclass(frozen=True)
@@ -132,7 +83,7 @@ class Stories:
         """Plain data that `from_json` reads back."""
         return {
             **self.facts(),
-            "instruction": INSTRUCTION,
+            "instruction": STORY,
             "decoding": asdict(DECODING),
             "stories": [asdict(s) for s in self.stories],
         }

@@ -24,8 +24,7 @@ from emosteer.model.source import ModelSource
 from emosteer.planning import plan, typed
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING, Cell, Part
 from emosteer.records.store import Store
-from emosteer.sources import lexicon_pairs, persona_prompts
-from emosteer.stories import story_prompts
+from emosteer.sources import lexicon_pairs, persona_prompts, story_prompts
 
 N_BLOCKS = 30
 CONF = Path(emosteer.__file__).parent / "conf"

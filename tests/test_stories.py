@@ -12,7 +12,7 @@ import torch
 from made_up_sweep import made_up_cell
 from tiny_models import BLOCKS, tiny_model
 
-from emosteer import stories
+from emosteer import sources, stories
 from emosteer.config import GenerationConfig
 from emosteer.datasets import ContrastivePair, NeutralText
 from emosteer.engine import Engine, requests_for
@@ -23,7 +23,8 @@ from emosteer.records.claims import Claims
 from emosteer.records.garbage import References, find
 from emosteer.records.store import Store
 from emosteer.resources import Resources
-from emosteer.stories import SCENES, Stories, Story, judged, story_prompts, write_stories
+from emosteer.sources import SCENES, story_prompts
+from emosteer.stories import Stories, Story, judged, write_stories
 from emosteer.vectors import mean_difference, read_states
 
 PLAIN = "the train left the station at nine and came to the town by noon where a man with a bag stood at the door of"
@@ -97,7 +98,7 @@ def test_stories_are_read_back_and_a_changed_one_is_told() -> None:
 @pytest.fixture
 def _short(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A random model writes no story of anything: three scenes of 12 tokens, and all count."""
-    monkeypatch.setattr(stories, "SCENES", SCENES[:3])
+    monkeypatch.setattr(sources, "SCENES", SCENES[:3])
     monkeypatch.setattr(stories, "DECODING", GenerationConfig(max_new_tokens=12, do_sample=True, temperature=0.8, n_samples=2))
     monkeypatch.setattr(stories, "LEAST_PAIRS", 4)
     monkeypatch.setattr(stories, "judged", all_count)

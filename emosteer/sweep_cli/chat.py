@@ -125,26 +125,30 @@ class _Terminal:
 
     def run(self) -> None:
         """Until /quit, the end of input, or two ctrl-C in a row."""
-        self._say(f"{self.talk.model.name}, {self._how()}; /help tells the commands")
-        interrupted = False
+        notice, interrupted = f"{self.talk.model.name}, {self._how()}; /help tells the commands", False
         while True:
             try:
+                # Inside, so that a ctrl-C that follows what is read here finds its handler.
+                if notice:
+                    self._say(notice)
+                    notice = ""
                 line = input("> " if self.is_asking else "").strip()
+                interrupted = False
+                if line in ("/quit", "/exit"):
+                    return
+                self._take(line)
             except EOFError:
                 return
             except KeyboardInterrupt:
                 if interrupted:
                     return
-                interrupted = True
-                self._say("\n/quit or ctrl-D ends, and so does another ctrl-C")
-                continue
-            interrupted = False
-            if line in ("/quit", "/exit"):
-                return
-            if line.startswith("/"):
-                self._command(*line.split(maxsplit=1))
-            elif line:
-                self._answer(line)
+                notice, interrupted = "\n/quit or ctrl-D ends, and so does another ctrl-C", True
+
+    def _take(self, line: str) -> None:
+        if line.startswith("/"):
+            self._command(*line.split(maxsplit=1))
+        elif line:
+            self._answer(line)
 
     def _how(self) -> str:
         cell = self.talk.cell

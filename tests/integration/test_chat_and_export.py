@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,8 @@ def test_ctrl_c_ends_the_reply_and_two_end_the_conversation(ran: Desk) -> None:
     process.stdin.write("/coefficient 0.1\n")
     process.stdin.flush()
     assert "coefficient 0.1" in process.stdout.readline()
-    for _ in range(2):
-        process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
-    assert process.wait(timeout=30) == 0
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "\n"
+    assert "another ctrl-C" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 0
