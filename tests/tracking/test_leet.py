@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -49,6 +50,6 @@ def test_leet_lists_the_runs_and_shows_what_the_first_is_of(tmp_path: Path, monk
             missing = [text for text in wanted if text.encode() not in COLOURS.sub(b"", seen)]
         assert missing == []
     finally:
-        shown.terminate()
+        os.killpg(shown.pid, signal.SIGKILL)  # wandb's own core with it, which draws
         shown.wait()
         os.close(ours)
