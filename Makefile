@@ -1,5 +1,5 @@
 # `make sweep` and `make test` set everything up themselves, and are quick the second time.
-#   make sweep      the demonstration sweep: SmolLM2 on this machine, some three minutes
+#   make sweep      the demonstration sweep: SmolLM2 on this machine, a few minutes
 #   make test       lint, types and all tests but the slow ones, about fifteen minutes
 #   make test-slow  the tests that take a minute or more each: real installs, long fuzzing
 #   make cluster    a SLURM of two nodes on this machine (launch/README.md); make cluster-down ends it

@@ -293,6 +293,9 @@ def _check_tracking(tracking: TrackingConfig) -> None:
     for key, name in (("project", tracking.project), ("entity", tracking.entity)):
         if name is not None and (not name.strip() or len(name) > LONGEST_PROJECT or set(name) & set(NOT_IN_PROJECTS)):
             raise EmosteerError(f"tracking.{key}={name}: at most {LONGEST_PROJECT} characters, none of {' '.join(NOT_IN_PROJECTS)}")
+    # A reference to another key may bring anything, whatever the schema says.
+    if not isinstance(tracking.tags, list) or not all(isinstance(tag, str) for tag in tracking.tags):
+        raise EmosteerError(f"tracking.tags={repr(tracking.tags)[:60]}: give a list of texts")
     for tag in tracking.tags:
         if not 1 <= len(tag) <= LONGEST_TAG:
             raise EmosteerError(f"tracking.tags={tag[:LONGEST_TAG]}: a tag has 1 to {LONGEST_TAG} characters")

@@ -36,7 +36,7 @@ def open_sweep(name: str) -> Sweep:
     for directory in candidates:
         if _manifests(directory):
             return sweep_in(directory)
-    places = " and ".join(str(path.absolute()) for path in candidates)
+    places = " and ".join(dict.fromkeys(str(path.absolute()) for path in candidates))
     raise EmosteerError(f"{name}: no sweep there (looked in {places}); {_choice()}")
 
 
@@ -105,4 +105,4 @@ def _choice() -> str:
     if not names:
         return f"there are none under {OUTPUTS}/ either: {HOW_TO_MAKE_ONE}"
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return f"under {OUTPUTS}/ there are {', '.join(names[:MOST_NAMES])}{more}"
+    return f"under {OUTPUTS}/ lie: {', '.join(names[:MOST_NAMES])}{more}"
