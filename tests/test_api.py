@@ -98,7 +98,9 @@ def test_the_defaults_are_the_commands() -> None:
     assert defaults(emosteer.compare) == {"seed": 0, **{key: statistics[key] for key in ("n_resamples", "confidence")}}
     assert statistics == asdict(StatisticsConfig())
     patching = {**asdict(AttributionConfig()), **OmegaConf.load(CONF / "attribution" / "patching.yaml")}
-    assert defaults(emosteer.attribute) == {key: patching[key] for key in ("steps", "direction")}
+    shared = {key: patching[key] for key in ("steps", "direction", "method", "neurons")}
+    assert defaults(emosteer.attribute) == {**shared, "measure": None}, "None is the command's metric, too"
+    assert patching["metric"] == "words"
     assert patching["steps"] is None
 
 
