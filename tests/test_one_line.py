@@ -21,7 +21,7 @@ SAID = {
     "generation.max_tokens=3": "generation.max_tokens: no such key (did you mean generation.max_new_tokens?)",
     "pairs=joy_sadness": "pairs: no such key (did you mean pair?)",
     "seed=abc": "seed=abc: give a whole number",
-    "coefficient=strong": "coefficient=strong: give a number",
+    "decay=strong": "decay=strong: give a number",
     "generation.do_sample=perhaps": "generation.do_sample=perhaps: give true or false",
     "layer=1,2": "layer=1,2: several values are a sweep: add -m; or give one list: 'layer=[1,2]'",
     "layer=range(0,4)": "layer=range(0,4): several values are a sweep: add -m",

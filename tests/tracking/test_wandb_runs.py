@@ -533,11 +533,11 @@ def test_uploads_what_is_new_where_a_key_is_configured(
         assert set(server.runs) == {ids_of(directory) for directory in directories(sweep)}
         assert {run["groupName"] for run in server.runs.values()} == {"my sweep"}
         assert {run["project"] for run in server.runs.values()} == {"emotions"}
-        assert all("joy_baseline" in server.history[ids_of(d)][0] for d in directories(sweep) if ids_of(d) != summary_id(sweep))
-        assert {path.split("/")[2] for path in server.files if ".table.json" in path} == set(server.runs)
+        assert all("joy_baseline" in run.history[0] for key, run in server.held.items() if key != summary_id(sweep))
+        assert {key for key, run in server.held.items() if any(".table.json" in name for name in run.files)} == set(server.runs)
         assert not [record for record in told.records if record.levelno > logging.INFO]
 
-        server.runs.clear()
+        server.held.clear()
         log_to_wandb(sweep, build(sweep))
         assert server.runs == {}
         added = grow(sweep)
@@ -566,7 +566,7 @@ def test_a_server_that_hangs_costs_the_stated_time_and_a_warning(
 
     assert patience <= took < patience + 2
     (warning,) = [record.getMessage() for record in told.records if record.levelno >= logging.WARNING]
-    assert "6 of 6 runs are not uploaded (no progress for 3 s)" in warning
+    assert "6 of 6 runs are not uploaded (no progress for 3 s, from http://127.0.0.1:" in warning
     assert "emosteer-sweep sync" in warning
     assert KEY not in warning
     assert contents(sweep) == before
