@@ -126,6 +126,7 @@ def export(sweep: Sweep, tables: Tables, cell: Cell, to: Path | None = None, for
         float(sweep.settings()["statistics"]["confidence"]),
         sweep.store.vector_facts(cell.vector_id),
         layers,
+        at_each,
         lengths,
         [path.name for path in done.files.values()],
     )

@@ -45,6 +45,8 @@ class CardOf:
     vector_facts: Mapping[str, Any]
     """What the store says of how the vector was made."""
     layers: tuple[int, ...]
+    coefficient: float
+    """At each of the blocks."""
     lengths: Sequence[float]
     """Of what is added, at each of the blocks, in the units of the activations."""
     files: Sequence[str]
@@ -151,7 +153,7 @@ def _made(of: CardOf) -> str:
         f"`{cell.vector.source}`, digest `{cell.vector.texts[:12]}`); method `{cell.vector.method}`, "
         f"reading `{cell.vector.reading}`.",
         f"- Length of what is {'added' if cell.intervention != 'ablate' else 'taken out: all of it, whatever this says'}: {lengths}, "
-        f"that is {cell.coefficient:g} {'residual norms' if cell.coefficient_unit == 'fraction' else 'raw vectors'}.",
+        f"that is {of.coefficient:g} {'residual norms' if cell.coefficient_unit == 'fraction' else 'raw vectors'}.",
     ]
     for key, text in (
         ("split_half", "cosine between vectors of two halves of the texts"),
