@@ -61,7 +61,8 @@ def table(results: pd.DataFrame) -> Iterator[str]:
     yield f"| {' | '.join(HEADINGS)} |"
     yield "|---" * len(HEADINGS) + "|"
     steered = results[results["vector_method"].isin(KINDS)].assign(size=results["coefficient"].abs())
-    for (layers, size), rows in steered.groupby(["layers", "size"]):
+    groups = sorted(steered.groupby(["layers", "size"]), key=lambda group: (int(str(group[0][0])), float(str(group[0][1]))))
+    for (layers, size), rows in groups:
         for kind, name in KINDS.items():
             if len(own := rows[rows["vector_method"] == kind]):
                 label = f"{name}, {len(own)}" if len(own) > 1 else name

@@ -332,7 +332,8 @@ def _with_q(results: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
             added[f"{name.removesuffix('_p')}_q"] = q
     if "primary_p_t" in results:
         added["primary_p_holm"] = _primary_holm(results, cells)
-    results = results.assign(**added)
+    # Not column by column, which pandas warns of where there are a hundred.
+    results = pd.concat([results, pd.DataFrame(added, index=results.index)], axis=1)
     columns = [str(column) for column in results]
     first = [column for column in columns if not any(column.startswith(f"{metric}_") for metric in metrics)]
     rest = [column for metric in metrics for column in columns if column.startswith(f"{metric}_")]

@@ -28,6 +28,7 @@ def test_each_control_stands_below_its_cell_and_several_as_their_mean_and_range(
             row("mean_difference", 0.2, 5.0),
             row("prompting", None, 2.0, 0.4),
             row("mean_difference", 0.1, 3.0),
+            {**row("mean_difference", 0.1, 1.0), "layers": "13"},
         ]
     )
     _, _, *lines = table(results)
@@ -36,5 +37,6 @@ def test_each_control_stands_below_its_cell_and_several_as_their_mean_and_range(
         "| 9 | 0.1 | random direction, 3 | +0.5 (-1.0 to +2.0) | -0.5 (-2.0 to +1.0) | 1.30 (1.10 to 1.60) | 0.30 (0.10 to 0.60) |",
         "| 9 | 0.1 | other sign | -1.0 (p 0.031) | +1.0 (p 0.500) | 1.10 | 0.10 |",
         "| 9 | 0.2 | joy's vector | +5.0 (p 0.031) | -5.0 (p 0.500) | 1.10 | 0.10 |",
+        "| 13 | 0.1 | joy's vector | +1.0 (p 0.031) | -1.0 (p 0.500) | 1.10 | 0.10 |",
         "|  |  | asked to feel joy | +2.0 (p 0.031) | -2.0 (p 0.500) | 1.40 | 0.40 |",
     ]
