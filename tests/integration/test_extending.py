@@ -40,7 +40,7 @@ def tables(directory: Path, tiny_directory: Path) -> dict[str, Tables]:
         patch.chdir(directory)
         patch.syspath_prepend(directory)
         found = {}
-        for number, command in enumerate(one for one in commands(PAGE) if len(one.words) > 1):
+        for number, command in enumerate(one for one in commands(PAGE) if len(one.words) > 1 and "probe=true" not in one.words):
             composed = jobs(command, f"model.path={tiny_directory}", *TINY)
             sweep = open_sweep("store", directory / str(number))
             submit([Job(typed(task), overrides=(), files={}, output_dir=directory) for task in composed], sweep)
@@ -57,7 +57,7 @@ def cells(tables: dict[str, Tables], part: str) -> pd.DataFrame:
 
 
 def test_every_part_has_a_command(tables: dict[str, Tables]) -> None:
-    assert len(tables) == 8
+    assert len(tables) == 10
 
 
 def test_a_model_of_ones_own_has_its_name(tables: dict[str, Tables]) -> None:
@@ -73,8 +73,17 @@ def test_a_pair_of_ones_own_has_its_primary_metric(tables: dict[str, Tables]) ->
     assert beside.loc["awe_contempt", "cell_id"] == own["cell_id"].item()
 
 
+def test_dialogues_of_ones_own_are_held_to_their_ends(tables: dict[str, Tables]) -> None:
+    (found,) = [table for words, table in tables.items() if "haggling.jsonl" in words]
+    turns = found.replies.groupby(["cell_id", "prompt_id"])["turn"].max().unstack()
+    assert set(turns["week"]) == {2}
+    assert set(turns["lamp"]) == {3}
+    assert {"agreed_steered", "offer_steered"} <= set(found.results)
+    assert not found.turns.empty
+
+
 def test_prompts_of_ones_own_are_replied_to(tables: dict[str, Tables]) -> None:
-    (prompts,) = [table.replies for words, table in tables.items() if "prompts=custom" in words]
+    (prompts,) = [table.replies for words, table in tables.items() if "prompts.path=mine.jsonl" in words]
     assert set(prompts["prompt_id"]) == {"m1", "m2"}
     assert "I start a new job on Monday. Any advice?" in set(prompts["prompt"])
 

@@ -199,7 +199,7 @@ def test_the_ends_of_columns_are_those_of_the_results(ours: tuple[Desk, Done]) -
     equivalence = {f"{metric.removesuffix('_ratio')}_p_equivalence" for metric in StatisticsConfig().equivalence}
     assert of_metrics <= named | equivalence
     assert equivalence <= of_metrics
-    asked_for = ("joy_beyond_shuffled", "joy_beyond_prompting")
+    asked_for = ("joy_beyond_shuffled", "joy_beyond_negative", "joy_beyond_prompting")
     always = {column for column in named - set(NUMBERS) if column.startswith("joy_") and not column.startswith(asked_for)}
     assert always <= columns
     assert set(NUMBERS) <= columns

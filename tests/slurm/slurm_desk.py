@@ -64,6 +64,8 @@ GRID = (
 )
 """24 cells and a baseline; a worker holds one at a time."""
 N_RECORDS = 25
+N_RUNS = N_RECORDS + 2
+"""W&B's: of each record, of the vector, and the summary."""
 
 Found = TypeVar("Found")
 
@@ -270,7 +272,7 @@ class SlurmDesk(Desk):
         assert len(set(self.wandb_runs())) == len(self.wandb_runs())
 
     def wandb_runs(self) -> list[str]:
-        """Ids of the W&B runs in the sweep's directory: one for each cell, and the summary."""
+        """Ids of the W&B runs in the sweep's directory: one for each record and vector, and the summary."""
         return [path.name.rsplit("-", 1)[-1] for path in (self.sweep / "wandb").glob("*run-*") if path.is_dir()]
 
 

@@ -15,7 +15,7 @@ from disks import fill, small_disk
 from integration.conftest import Desk
 from same_results import assert_same_results
 from side_by_side import Bench, Fault, Night, params
-from slurm_desk import N_RECORDS, PATIENCE_SECONDS, SlurmDesk
+from slurm_desk import N_RECORDS, N_RUNS, PATIENCE_SECONDS, SlurmDesk
 
 from emosteer.records.publish import TEMPORARY
 
@@ -55,7 +55,7 @@ def nobody_disturbs_it(desk: SlurmDesk, undisturbed: Desk) -> None:
     assert set(states.values()) == {"COMPLETED"}
     assert desk.nodes() == {"n1", "n2"}
     assert desk.losses() == []
-    assert len(desk.wandb_runs()) == N_RECORDS
+    assert len(desk.wandb_runs()) == N_RUNS
 
 
 # The sweep's own faults
@@ -299,7 +299,7 @@ def two_submitters_at_once(desk: SlurmDesk, undisturbed: Desk) -> None:
     desk.let_go()
     desk.ends_as(undisturbed)
     assert is_submitted_once(desk)
-    assert len(desk.wandb_runs()) == N_RECORDS
+    assert len(desk.wandb_runs()) == N_RUNS
 
 
 @fault(gpus=2, max_array_size=2)
@@ -330,7 +330,7 @@ def cancelled_at_half_and_resumed_on_three_workers(desk: SlurmDesk, undisturbed:
     desk.submit(workers=3, overrides=("tracking=wandb", "tracking.mode=offline"))
     desk.ends_as(undisturbed)
     assert {cell: desk.times()[cell] for cell in before} == before, "what was there was not run again"
-    assert len(desk.wandb_runs()) == N_RECORDS
+    assert len(desk.wandb_runs()) == N_RUNS
 
 
 # What takes its time
