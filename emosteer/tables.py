@@ -198,8 +198,8 @@ class Rivals:
 
     random: dict[str, list[Scored]]
     """Random directions, by the key that a cell shares with its controls."""
-    shuffled: dict[tuple[str, str], list[Scored]]
-    """Vectors from texts with exchanged labels, by that key and pair."""
+    shuffled: dict[str, list[Scored]]
+    """Vectors from texts with exchanged labels, by what a cell shares with those of its own recipe."""
     negative: dict[tuple[str, str], list[Scored]]
     """Cells with the other sign, by that key and vector."""
     prompting: dict[tuple[str, str], list[Scored]]
@@ -217,7 +217,7 @@ class Rivals:
             elif cell.kind == CONTROL and cell.negative:
                 found.negative.setdefault((cell.control_key, cell.vector_id), []).append(one)
             elif cell.kind == CONTROL and cell.vector and cell.vector.shuffled:
-                found.shuffled.setdefault((cell.control_key, _pair_name(cell)), []).append(one)
+                found.shuffled.setdefault(cell.recipe_key, []).append(one)
             elif cell.kind == CONTROL:
                 found.random.setdefault(cell.control_key, []).append(one)
         return found
@@ -228,7 +228,7 @@ class Rivals:
             return {rival: [] for rival in RIVALS}
         return {
             RANDOM: self.random.get(cell.control_key, []),
-            SHUFFLED: self.shuffled.get((cell.control_key, _pair_name(cell)), []),
+            SHUFFLED: self.shuffled.get(cell.recipe_key, []),
             NEGATIVE: self.negative.get((cell.control_key, cell.vector_id), []),
             PROMPTING: self.prompting.get((cell.baseline_id, _pair_name(cell)), []),
         }

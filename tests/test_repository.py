@@ -1,7 +1,8 @@
-"""The repository's papers: citation and hooks."""
+"""The repository's papers, citation and hooks; and that its tests can be told apart."""
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +46,9 @@ def test_a_hook_runs_what_is_there(hook: dict[str, Any]) -> None:
         assert program.startswith(".venv/bin/")
         assert program.removeprefix(".venv/bin/") in (ROOT / "Makefile").read_text(encoding="utf-8")
         assert (ROOT / program).exists()
+
+
+def test_modules_of_the_tests_have_names_of_their_own() -> None:
+    """Tests lie in no package, so that pytest imports each by its name alone."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("*.py") if path.name != "conftest.py")
+    assert {name for name, count in names.items() if count > 1} == set()

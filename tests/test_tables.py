@@ -204,6 +204,31 @@ def test_the_effect_beyond_shuffled_labels_is_against_the_pairs_own(sweep: Sweep
     assert row_of(tables, cells[0].control(0))["vector_method"] == "random"
 
 
+def test_two_methods_of_one_pair_have_shuffled_labels_of_their_own(sweep: Sweep, store: Store) -> None:
+    plain = grid(store)[1]
+    assert plain.vector is not None
+    recipes = [
+        {},
+        {"method": "pca"},
+        {"reading": "last"},
+        {"plus": (Part("theirs", "love_hate"),)},
+        {"without": (Part("c", "anger_fear"),)},
+    ]
+    cells = [dataclasses.replace(plain, vector=dataclasses.replace(plain.vector, **recipe)) for recipe in recipes]
+    controls = [
+        one.shuffled(0, "exchanged", tuple(dataclasses.replace(part, texts="exchanged too") for part in one.vector.plus))
+        for one in cells
+        if one.vector
+    ]
+    join(sweep, controls)
+    for one in controls:
+        publish(store, sweep.scorers(), one, seed=seed_of(one))
+    tables = run(sweep, cells)
+    for cell, control in zip(cells, controls, strict=True):
+        difference = per_prompt(tables.replies, cell.id, "joy") - per_prompt(tables.replies, control.id, "joy")
+        assert row_of(tables, cell)["joy_beyond_shuffled"] == pytest.approx(difference.mean())
+
+
 def test_the_effect_beyond_the_other_sign_is_against_the_cells_own(sweep: Sweep, store: Store) -> None:
     cells = [*grid(store)[1:4], made_up_cell(store, vector=VectorSpec("pca", "texts of joy_sadness"), coefficient=0.1)]
     negated = {cell.id: cell.negated() for cell in cells}

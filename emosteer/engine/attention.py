@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
-from emosteer.model.attention import WITHOUT_EFFECT
+from emosteer.model.attention import unknown_arguments
 
 NAME = "emosteer_shared_prefix"
 
@@ -344,7 +344,7 @@ def attend(
     Raises:
         Unsuitable: something is asked that has an effect and is not known here.
     """
-    if unknown := sorted(name for name, given in rest.items() if given is not None and name not in WITHOUT_EFFECT):
+    if unknown := unknown_arguments(rest):
         raise Unsuitable(f"its attention is given {', '.join(unknown)}")
     layer = _running.get()[module.layer_idx]  # type: ignore[index]
     if not isinstance(layer, SharedLayer) or layer.view is None or attention_mask is None:

@@ -6,7 +6,7 @@ is found by comparison (`with_open_attention`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -43,6 +43,11 @@ WITHOUT_EFFECT = frozenset(
     ]
 )
 """What models pass to their attention that the mask, the positions or the cache say already, or that changes no number."""
+
+
+def unknown_arguments(given: Mapping[str, Any]) -> list[str]:
+    """Names of what a model passes to its attention that has an effect and is not known here."""
+    return sorted(name for name, value in given.items() if value is not None and name not in WITHOUT_EFFECT)
 
 
 @dataclass(frozen=True)
@@ -173,7 +178,7 @@ def _attention(
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Attention as a model calls it: query [row, head, position, width] to output [row, position, head, width]."""
-    if unknown := sorted(name for name, given in rest.items() if given is not None and name not in WITHOUT_EFFECT):
+    if unknown := unknown_arguments(rest):
         raise EmosteerError(f"its attention is given {', '.join(unknown)}, which is not known here")
     one = Attending(query, key, attention_mask, query.shape[-1] ** -0.5 if scaling is None else float(scaling), softcap)
     watched = _attend.get()

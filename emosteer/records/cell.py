@@ -180,6 +180,19 @@ class Cell:
             identity["like"] = vector["id"] if self.kind == CELL or self.negative else vector["like"]
         return _hash(identity)
 
+    @cached_property
+    def recipe_key(self) -> str:
+        """What a cell shares with its controls of exchanged labels alone: `control_key`, the pair, and how the vector is made."""
+        assert self.vector is not None
+
+        def unnamed(parts: tuple[Part, ...]) -> tuple[Part, ...]:
+            return tuple(dataclasses.replace(part, texts="") for part in parts)
+
+        # Exchanging labels changes the digests of the texts and of what is added.
+        recipe = dataclasses.replace(self.vector, texts="", plus=unnamed(self.vector.plus), shuffled=0)
+        pair = dataclasses.asdict(self.pair) if self.pair else None
+        return _hash({"control": self.control_key, "pair": pair, "recipe": dataclasses.asdict(recipe)})
+
     @property
     def vector_id(self) -> str:
         """Id of the vector file, which serves every layer and coefficient."""

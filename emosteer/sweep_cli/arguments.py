@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,10 +36,12 @@ def worker_names(ctx: typer.Context, incomplete: str) -> list[str]:
     return list(dict.fromkeys(one.job for one in found if one.job.startswith(incomplete)))
 
 
-SweepArgument = Annotated[
-    str,
-    typer.Argument(metavar="NAME_OR_DIR", help="A sweep's name under outputs/, or its directory.", autocompletion=_names),
-]
+def sweep_argument(metavar: str) -> Any:
+    """A sweep, as commands are given it."""
+    return typer.Argument(metavar=metavar, help="A sweep's name under outputs/, or its directory.", autocompletion=_names)
+
+
+SweepArgument = Annotated[str, sweep_argument("NAME_OR_DIR")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 CellArgument = Annotated[
     str | None,

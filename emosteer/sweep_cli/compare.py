@@ -16,7 +16,7 @@ from rich.text import Text
 
 from emosteer.errors import EmosteerError
 from emosteer.records.publish import publish_file
-from emosteer.sweep_cli.arguments import JsonOption, SweepArgument
+from emosteer.sweep_cli.arguments import JsonOption, sweep_argument
 from emosteer.sweep_cli.finding import open_sweep
 from emosteer.sweep_cli.printing import count, print_json
 
@@ -32,8 +32,8 @@ OTHER_SIZE = "Another model's residual stream is pushed another way by the same 
 
 
 def compare(
-    first: SweepArgument,
-    second: SweepArgument,
+    first: Annotated[str, sweep_argument("FIRST")],
+    second: Annotated[str, sweep_argument("SECOND")],
     metric: Annotated[str | None, typer.Option(help="Whose effect; by default each pair's primary metric.")] = None,
     by_depth: Annotated[
         bool, typer.Option("--by-depth", help="Line blocks up by their depth, in models with other numbers of blocks.")

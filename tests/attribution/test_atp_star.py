@@ -250,7 +250,8 @@ def test_pairs_of_unequal_length_have_no_queries(direction: str) -> None:
 
 def test_a_model_is_left_as_it_was() -> None:
     model = with_heads(tiny_model("llama"))
-    before = bare_model("llama", 0).config._attn_implementation
+    # transformers leaves hooks of its own on a model that was once asked for its hidden states
+    before = bare_model("llama", 0).config._attn_implementation, [list(block._forward_hooks) for block in model.anatomy.blocks]
     attribute(model, nine_cases(), method="atp_star")
-    assert bare_model("llama", 0).config._attn_implementation == before
-    assert not any(block._forward_hooks for block in model.anatomy.blocks)
+    after = bare_model("llama", 0).config._attn_implementation, [list(block._forward_hooks) for block in model.anatomy.blocks]
+    assert after == before
