@@ -41,12 +41,12 @@ def compare(
     csv: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write all that is lined up to FILE, too.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Line two sweeps up cell by cell: another model, other data, another method.
+    """Line two sweeps up, cell by cell.
 
-    Cells stand side by side that are equal in all but what the sweeps differ in as a whole, which is said. For each: the effect in
-    both (mean over prompts of steered less baseline), and the second's less the first's, with its bootstrap interval: paired over
-    prompts that both have, unpaired where they share none. q: Benjamini-Hochberg over all that is lined up. Cells without a
-    counterpart are named. Nothing is changed on disk, but for --csv.
+    They may be of other models, data or methods: cells stand side by side that are equal in all but what the sweeps differ in as a
+    whole, which is said. For each: the effect in both (mean over prompts of steered less baseline), and the second's less the
+    first's, with its bootstrap interval: paired over prompts that both have, unpaired where they share none. q: Benjamini-Hochberg
+    over all that is lined up. Cells without a counterpart are named. Nothing is changed on disk, but for --csv.
 
     \b
     Examples:

@@ -25,7 +25,7 @@ def dashboard(
     only_show: Annotated[bool, typer.Option("--only-show", help="Print what would be saved, as JSON; asks no server.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Save a workspace view and a report of a sweep in Weights & Biases.
+    """Save a view and a report of a sweep in Weights & Biases.
 
     Per pair: the primary effect by layer and coefficient, dose-response curves, the emotion against perplexity, parallel
     coordinates; then attribution, the grid with q, and the replies beside the baseline's. They show the runs that `sync` uploads,

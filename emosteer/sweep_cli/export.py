@@ -27,12 +27,12 @@ def export(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the vector of a chosen cell, or of the best one, with a card that says what it does.
+    """Write a cell's vector for use elsewhere, with a card.
 
     Without a cell it is the best readable one, as in the summary. vector.safetensors holds all blocks, for emosteer;
     control_vector.gguf what the cell adds at its blocks, for llama.cpp (a scale of 1 is the cell's coefficient) and repeng; README.md
-    is a model card with the measured numbers and the limits. In Python emosteer.to_steering_vectors and emosteer.to_repeng give those
-    libraries' own objects. Needs no model. Files that are there already are replaced.
+    is a model card: what the vector does, with the measured numbers and the limits. In Python emosteer.to_steering_vectors and
+    emosteer.to_repeng give those libraries' own objects. Needs no model. Files that are there already are replaced.
 
     \b
     Examples:

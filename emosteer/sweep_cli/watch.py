@@ -25,7 +25,7 @@ LinesOption = Annotated[bool, typer.Option("--json", help="Print a JSON object a
 
 
 def watch(sweep: SweepArgument, as_json: LinesOption = False) -> None:
-    """Show how a sweep goes, until it is finished or nobody works on it.
+    """Show how a sweep goes, until it ends or nobody works on it.
 
     On a terminal a bar and a line for each node, drawn anew every few seconds; elsewhere a line now and then; on stderr both. Works
     for a sweep that runs on this machine too. ctrl-C ends the watching, and nothing else. On disk nothing is changed, save as by
