@@ -17,6 +17,8 @@ from emosteer.statistics import rank_prediction
 
 Grid = dict[tuple[float, int], Scored]
 """Cells of one grid by coefficient and block."""
+TOLD = 4
+"""Coefficients that are told one by one."""
 
 
 def predictions(scored: Mapping[str, Scored], found: Mapping[str, Mapping[str, Any]], settings: Mapping[str, Any]) -> pd.DataFrame:
@@ -50,6 +52,11 @@ def predictions(scored: Mapping[str, Scored], found: Mapping[str, Mapping[str, A
                 continue
             rows[-1]["reason"] = "its attribution is not there" if axes["attribution_id"] else "attribution is switched off"
     return pd.DataFrame(rows)
+
+
+def coefficients_text(row: Any) -> str:
+    """The coefficients of a row of `predictions`, in a sentence; where there are many, how many."""
+    return str(row["coefficients"]) if row["n_coefficients"] <= TOLD else f"{row['n_coefficients']} coefficients"
 
 
 def _grids(scored: Mapping[str, Scored]) -> dict[str, Grid]:

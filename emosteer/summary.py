@@ -16,6 +16,7 @@ from rich.text import Text
 
 from emosteer.config import AUTO
 from emosteer.endings import silence
+from emosteer.predictions import coefficients_text
 from emosteer.records.sweep import FAILED
 from emosteer.statistics import smallest_p
 from emosteer.tables import READABLE_DUPLICATION, READABLE_PERPLEXITY_RATIO, Tables
@@ -337,7 +338,7 @@ def _predictions(predictions: pd.DataFrame) -> list[RenderableType]:
         row = rows.sort_values("n_coefficients", kind="stable").iloc[-1]
         if row["n_blocks"] < 2:
             continue
-        text = f"Does attribution predict steering? {row['pair']} on {row['model']}, {row['primary']} at {_coefficients(row)}: "
+        text = f"Does attribution predict steering? {row['pair']} on {row['model']}, {row['primary']} at {coefficients_text(row)}: "
         if row["reason"]:
             text += f"not computed, {row['reason']}"
         else:
@@ -347,10 +348,6 @@ def _predictions(predictions: pd.DataFrame) -> list[RenderableType]:
             )
         lines.append(Text(text))
     return list(lines)
-
-
-def _coefficients(row: pd.Series[Any]) -> str:
-    return str(row["coefficients"]) if row["n_coefficients"] <= 4 else f"{row['n_coefficients']} coefficients"
 
 
 def _first_block(facts: dict[str, Any]) -> str:

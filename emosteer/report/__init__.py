@@ -2,5 +2,6 @@
 
 Its numbers are those of `emosteer.tables`, and nothing here computes one again. `page` puts the page together from the template
 `page.html.j2`, the style `page.css` and the script `page.js`; `answers` and `making` say in words what the first and the last section
-show, `grid`, `locus` and `replies` pack the numbers and texts that the script draws.
+show, `predicted`, `agreed` and `by_turn` what other tables than the results come to; `grid`, `locus` and `replies` pack numbers and
+texts that the script draws.
 """

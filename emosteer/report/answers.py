@@ -83,7 +83,7 @@ def _answer(tables: Tables, pair: str, where: str, rows: pd.DataFrame) -> Answer
         first = ("Largest effect", _effect(best, primary))
     else:
         is_good = _is_significant(best, primary)
-        verdict = f"{_place(best)} raises {primary} by {signed(number(best[f'{primary}_delta']), digits_of(primary))}"
+        verdict = f"{place(best)} raises {primary} by {signed(number(best[f'{primary}_delta']), digits_of(primary))}"
         verdict += "" if is_good else ", not significantly"
         first = ("Best readable cell", _effect(best, primary))
     facts = [
@@ -108,7 +108,7 @@ def _is_significant(row: pd.Series[Any], primary: str) -> bool:
     return q < SIGNIFICANT and (math.isnan(beyond) or beyond < SIGNIFICANT)
 
 
-def _place(row: pd.Series[Any]) -> str:
+def place(row: pd.Series[Any]) -> str:
     """Block and coefficient, as in a sentence."""
     blocks = f"{'blocks' if '+' in str(row['layers']) else 'block'} {row['layers']}"
     if row["intervention"] == "ablate":
@@ -123,7 +123,7 @@ def _effect(row: pd.Series[Any], primary: str) -> str:
     before, after = (number(row.get(f"{primary}_{end}")) for end in ("baseline", "steered"))
     unit = f" {UNITS[primary]}" if primary in UNITS else ""
     return (
-        f"{_place(row)}: {primary} {signed(delta, digits)} {interval(low, high, digits)}{unit}, from {before:.{digits}f} to "
+        f"{place(row)}: {primary} {signed(delta, digits)} {interval(low, high, digits)}{unit}, from {before:.{digits}f} to "
         f"{after:.{digits}f}; {probability('q', number(row.get(f'{primary}_q')))}, effect size d {signed(d, 2)}."
     )
 

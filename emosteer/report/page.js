@@ -24,7 +24,7 @@
 
   const byId = (id) => document.getElementById(id);
   const state = { slice: 0, metric: PRIMARY, measure: MEASURES[0], cell: null };
-  let grid, loci, kept; // what the page carries
+  let grid, turns, loci, kept; // what the page carries
   let hasPlotly = false;
 
   // Elements
@@ -188,7 +188,7 @@
     }
     const replies = kept?.groups[id] ? make("button", { type: "button", "data-replies": id }, "Its replies") : null;
     byId("cell").hidden = false;
-    replace("cell", title, facts, metricsOf(row), make("p", { class: "links" }, replies ?? "None of its replies is in this page."));
+    replace("cell", title, facts, metricsOf(row), turnsOf(id), make("p", { class: "links" }, replies ?? "None of its replies is in this page."));
     markCell();
     title.focus();
     title.scrollIntoView({ block: "nearest" });
@@ -204,6 +204,19 @@
       ...columns.map((key) => cellNumber(metric, key, row)),
     ]);
     return table("Every metric of this cell; intervals in brackets", ["metric", ...columns.map((key) => COLUMNS[key])], rows);
+  }
+
+  // Of a cell of dialogues: every metric at each of their replies.
+  function turnsOf(id) {
+    const own = turns[id];
+    if (!own) return "";
+    const ofMetric = ([metric, { delta, ci_low: low, ci_high: high }]) => {
+      const digits = digitsOf(metric) + 1;
+      return [metric, ...delta.map((value, i) => `${signed(value, digits)} ${interval(low[i], high[i], digits)}`.trim())];
+    };
+    const longest = Math.max(...Object.values(own).map((one) => one.delta.length));
+    const headings = ["metric", ...Array.from({ length: longest }, (_, i) => `reply ${i + 1}`)];
+    return table("Difference from the baseline at each reply of the dialogues; intervals in brackets", headings, Object.entries(own).map(ofMetric));
   }
 
   function cellNumber(metric, key, row) {
@@ -425,6 +438,38 @@
     ]);
     const alternative = table(`The Pareto front, ${slice.name}`, ["cell", "block", "coefficient", metric, "perplexity"], rows);
     return figure(caption, (chart) => plot(chart, traces, shape), alternative);
+  }
+
+  // Dialogues
+
+  function drawTurns() {
+    const places = [...document.querySelectorAll("[data-turns]")];
+    return Promise.all(places.map((place) => drawFigures(place, [turnFigure(place.dataset.turns, place.dataset.metric)])));
+  }
+
+  function turnFigure(id, metric) {
+    const { n, baseline, steered, delta, ci_low: low, ci_high: high } = turns[id][metric];
+    const row = grid.rows.cell_id.indexOf(id);
+    const x = delta.map((_, i) => i + 1);
+    const digits = digitsOf(metric);
+    const caption =
+      `${metric} at each reply of the dialogues, ${fact("pair", row)}, block ${blocks(row)}, coefficient ${fact("coefficient", row)}: ` +
+      "steered beside unsteered; the bars are the interval of their difference";
+    const line = (name, y, number, more) => {
+      const { color: hue, symbol } = look(number, 2);
+      const text = y.map((value, i) => `${name}, reply ${x[i]}: ${shown(value, digits)}`);
+      return { x, y, name, text, hoverinfo: "text", mode: "lines+markers", line: { color: hue, ...more.line }, marker: { color: hue, symbol, size: 8 }, ...more.rest };
+    };
+    const end = (ends, sign) => ends.map((value, i) => (value === null || delta[i] === null ? 0 : sign * (value - delta[i])));
+    const error_y = { type: "data", symmetric: false, array: end(high, 1), arrayminus: end(low, -1), thickness: 1.2, width: 3 };
+    const traces = [line("unsteered", baseline, 0, { line: { dash: "dot" } }), line("steered", steered, 1, { rest: { error_y } })];
+    const unit = grid.units[metric] ? ` [${grid.units[metric]}]` : "";
+    const shape = layout("reply of the dialogue", `${metric}${unit}`, { height: 300, xaxis: { dtick: x.length > 10 ? undefined : 1 } });
+    const rows = x.map((at, i) => [
+      at, shown(baseline[i], digits), shown(steered[i], digits), signed(delta[i], digits), interval(low[i], high[i], digits), n[i] ?? "\u2013",
+    ]);
+    const alternative = table(caption, ["reply", "unsteered", "steered", "difference", "interval", "prompts"], rows);
+    return lower(figure(caption, (chart) => plot(chart, traces, shape), alternative));
   }
 
   // Attribution
@@ -673,7 +718,7 @@
 
   // All charts anew: at first, and when the colours change.
   function redraw() {
-    if (hasPlotly) inTurn(() => Promise.all([drawCurves(), drawLoci()]));
+    if (hasPlotly) inTurn(() => Promise.all([drawCurves(), drawTurns(), drawLoci()]));
   }
 
   function resize(width) {
@@ -688,7 +733,7 @@
 
   async function begin() {
     if (!window.DecompressionStream) throw new Error("this browser cannot unpack the data; one of 2023 or later can");
-    [grid, loci] = (await Promise.all([unpack("data-grid"), unpack("data-loci")])).map(JSON.parse);
+    [grid, turns, loci] = (await Promise.all(["data-grid", "data-turns", "data-loci"].map(unpack))).map(JSON.parse);
     fillChoice();
     listen();
     drawMaps();

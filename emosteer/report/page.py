@@ -21,10 +21,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from emosteer.caveats import nrc_options
 from emosteer.records.publish import publish_file
 from emosteer.records.sweep import Sweep
+from emosteer.report.agreed import agreed
 from emosteer.report.answers import RULES, answers
+from emosteer.report.by_turn import by_turn, turn_numbers
 from emosteer.report.grid import grid
 from emosteer.report.locus import loci
 from emosteer.report.making import making
+from emosteer.report.predicted import predicted
 from emosteer.report.replies import MOST_REPLIES, replies
 from emosteer.report.words import visible
 from emosteer.tables import Tables
@@ -48,16 +51,20 @@ def render(sweep: Sweep, tables: Tables, most_replies: int = MOST_REPLIES) -> by
     """
     kept = replies(tables, _lemmatises(sweep), most_replies)
     attributions = loci(sweep.store, tables)
+    found = answers(tables)
     script, style, library = _own("page.js"), _own("page.css"), _plotly()[0]
     page = (
         _environment()
         .get_template("page.html.j2")
         .render(
             name=sweep.name,
-            answers=answers(tables),
+            answers=found,
             rules=RULES,
             making=making(sweep, tables),
+            dialogues=by_turn(tables, found),
             attributions=attributions,
+            predicted=predicted(tables),
+            agreed=agreed(tables),
             cut=kept["cut"],
             plotly=version("plotly"),
             policy=_policy(script, library),
@@ -65,6 +72,7 @@ def render(sweep: Sweep, tables: Tables, most_replies: int = MOST_REPLIES) -> by
             style=style,
             library=_plotly()[1],
             grid=_packed(grid(tables)),
+            turns=_packed(turn_numbers(tables)),
             loci=_packed(attributions),
             replies=_packed(kept),
         )

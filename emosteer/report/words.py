@@ -21,6 +21,8 @@ UNITS = {
 """Of the shipped metrics; another one is shown without."""
 FINE = ("share", "-1 to 1")
 """Units whose numbers are shown with two more digits."""
+WIDE = 0.5
+"""A correlation's interval that is longer is called wide: a quarter of what there is from -1 to 1."""
 CONTROL_PICTURES = 0x2400
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -55,6 +57,16 @@ def probability(name: str, value: float) -> str:
     if math.isnan(value):
         return f"{name} not computed"
     return f"{name} < .001" if value < 0.001 else f"{name} = {value:.3f}".replace("0.", ".", 1)
+
+
+def left_open(low: float, high: float) -> str:
+    """What its interval leaves open of a correlation, as a sentence; empty where it is narrow and on one side of 0."""
+    if math.isnan(low) or math.isnan(high):
+        return "There is no interval."
+    is_wide = high - low > WIDE
+    if low <= 0 <= high:
+        return "The interval includes 0 and is wide." if is_wide else "The interval includes 0."
+    return "The interval is wide." if is_wide else ""
 
 
 def number(value: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,6 +24,36 @@ N_PROMPTS = 14
 PAIRS = ("joy_sadness", "trust_disgust")
 LAYERS = ((2,), (4,), (10,), (1, 5))
 COEFFICIENTS = (-0.1, 0.1, 0.3)
+MINUS = "\u2212"
+WIDEST = "Math.max(...[...document.querySelectorAll('.chart .main-svg')].map(one => one.getBoundingClientRect().width))"
+FAINT = """() => {
+  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
+  const rgb = color => {
+    canvas.clearRect(0, 0, 1, 1);
+    canvas.fillStyle = color;
+    canvas.fillRect(0, 0, 1, 1);
+    return [...canvas.getImageData(0, 0, 1, 1).data];
+  };
+  const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const luminance = color => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => sum + weight * linear(color[i] / 255), 0);
+  const ground = element => {
+    for (let one = element; one; one = one.parentElement) {
+      const color = rgb(getComputedStyle(one).backgroundColor);
+      if (color[3] === 255) return color;
+    }
+    return [255, 255, 255, 255];
+  };
+  const found = new Set();
+  for (const element of document.querySelectorAll('body *')) {
+    const hasText = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+    if (!hasText || !element.checkVisibility() || element.closest('svg, script, option, button:disabled')) continue;
+    const [light, dark] = [rgb(getComputedStyle(element).color), ground(element)].map(luminance).sort((x, y) => y - x);
+    const ratio = (light + 0.05) / (dark + 0.05);
+    if (ratio < 4.5) found.add(`${element.tagName}.${element.className} ${ratio.toFixed(2)}: ${element.textContent.slice(0, 30)}`);
+  }
+  return [...found];
+}"""
+"""The elements whose text contrasts with what is behind it by less than WCAG 2.2, 1.4.3, asks for."""
 
 
 class Opened:
@@ -41,6 +72,13 @@ class Opened:
         """Open a file, and wait until all of it is drawn."""
         self.page.goto(path.as_uri())
         self.page.wait_for_selector(wait_for, state="attached")
+
+    def until(self, expression: str) -> None:
+        """Wait until a JavaScript expression holds. (`page.wait_for_function` evaluates in the page, which its policy forbids.)"""
+        ends = time.monotonic() + PATIENCE / 1000
+        while not self.page.evaluate(expression):
+            assert time.monotonic() < ends, expression
+            self.page.wait_for_timeout(50)
 
     def drawn(self) -> None:
         """Wait until nothing is being drawn."""

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page
-from reports import COEFFICIENTS, LAYERS, N_PROMPTS, Opened, whole_sweep
+from reports import COEFFICIENTS, FAINT, LAYERS, MINUS, N_PROMPTS, WIDEST, Opened, whole_sweep
 
 from emosteer.finaliser import finalise
 from emosteer.records.sweep import Sweep
@@ -21,42 +21,12 @@ from emosteer.report.page import render
 from emosteer.tables import Tables
 
 OpenReport = Callable[..., Opened]
-MINUS = "\u2212"
 FIRST_CHOICES = """() => {
   for (const select of document.querySelectorAll('select')) {
     select.selectedIndex = 0;
     select.dispatchEvent(new Event('change', {bubbles: true}));
   }
 }"""
-WIDEST = "Math.max(...[...document.querySelectorAll('.chart .main-svg')].map(one => one.getBoundingClientRect().width))"
-FAINT = """() => {
-  const canvas = document.createElement('canvas').getContext('2d', {willReadFrequently: true});
-  const rgb = color => {
-    canvas.clearRect(0, 0, 1, 1);
-    canvas.fillStyle = color;
-    canvas.fillRect(0, 0, 1, 1);
-    return [...canvas.getImageData(0, 0, 1, 1).data];
-  };
-  const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-  const luminance = color => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => sum + weight * linear(color[i] / 255), 0);
-  const ground = element => {
-    for (let one = element; one; one = one.parentElement) {
-      const color = rgb(getComputedStyle(one).backgroundColor);
-      if (color[3] === 255) return color;
-    }
-    return [255, 255, 255, 255];
-  };
-  const found = new Set();
-  for (const element of document.querySelectorAll('body *')) {
-    const hasText = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
-    if (!hasText || !element.checkVisibility() || element.closest('svg, script, option, button:disabled')) continue;
-    const [light, dark] = [rgb(getComputedStyle(element).color), ground(element)].map(luminance).sort((x, y) => y - x);
-    const ratio = (light + 0.05) / (dark + 0.05);
-    if (ratio < 4.5) found.add(`${element.tagName}.${element.className} ${ratio.toFixed(2)}: ${element.textContent.slice(0, 30)}`);
-  }
-  return [...found];
-}"""
-"""The elements whose text contrasts with what is behind it by less than WCAG 2.2, 1.4.3, asks for."""
 
 
 @dataclass
@@ -363,7 +333,7 @@ def test_a_phone_needs_no_sideways_scrolling(shown: Opened, scheme: Literal["lig
     page.set_viewport_size({"width": 360, "height": 740})
     page.emulate_media(color_scheme=scheme)
     page.locator(".heatmap button").first.click()
-    page.wait_for_function(f"{WIDEST} <= 360")
+    shown.until(f"{WIDEST} <= 360")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
@@ -406,7 +376,7 @@ def test_it_prints_on_paper(shown: Opened, tmp_path: Path) -> None:
 
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert page.locator("#choice").is_hidden()
-    page.wait_for_function(f"{WIDEST} <= 700")
+    shown.until(f"{WIDEST} <= 700")
     printed = page.pdf(path=tmp_path / "report.pdf", format="A4")
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert printed.startswith(b"%PDF")
