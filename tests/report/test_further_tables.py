@@ -100,7 +100,7 @@ def test_predictions_are_those_of_the_table(whole: Sweep, page_of: Callable[[Swe
             assert int(row[1]) == own["n_blocks"]
             found = [*numbers_in(row[2]), *numbers_in(row[3])]
             assert found == pytest.approx([own["rho"], own["ci_low"], own["ci_high"]], abs=0.0051)
-            assert row[4:] == [f"Block {own['first_scored']:.0f}", f"block {own['first_steered']:.0f}"]
+            assert row[4:] == [f"block {own['first_scored']:.0f}", f"block {own['first_steered']:.0f}"]
         last = wanted.sort_values("n_coefficients").iloc[-1]
         sentence = article.locator(".predicted").inner_text()
         assert ("do not tell" in sentence) == (last["ci_low"] <= 0 <= last["ci_high"])
