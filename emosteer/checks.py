@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from emosteer.config import (
     METRICS,
     MODES,
     NUMBERS,
+    OBJECTIVE_DIRECTIONS,
     READINGS,
     SCOPES,
     SITES,
@@ -60,6 +62,25 @@ OWN_SCORERS = "emosteer."
 
 FREE_OF_IDS = ("name", "store", "mode", "tracking", "engine", "worker", "statistics", "objective")
 """Keys of which nothing enters an id."""
+
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "mode": MODES,
+    "coefficient_unit": UNITS,
+    "across_blocks": ACROSS_BLOCKS,
+    "scope": SCOPES,
+    "site": SITES,
+    "intervention": INTERVENTIONS,
+    "auto_coefficient.metric": COSTS,
+    "vector.reading": READINGS,
+    "vector.source": SOURCES,
+    "attribution.method": ATTRIBUTION_METHODS,
+    "attribution.metric": ATTRIBUTION_METRICS,
+    "attribution.direction": DIRECTIONS,
+    "tracking.name": TRACKERS,
+    "tracking.mode": TRACKING_MODES,
+    "objective.direction": OBJECTIVE_DIRECTIONS,
+}
+"""Keys whose values are names from a list; `--help` prints it."""
 
 HYDRA_VALUE = re.compile(r"\$\{\s*hydra\s*[:.]")
 
@@ -172,21 +193,8 @@ def check_values(config: Config) -> None:
     check_sweep_name(config.name)
     if not config.store.strip() or "\0" in config.store:
         raise EmosteerError(f"store={config.store!r}: give a directory, such as outputs/store")
-    for key, value, valid in (
-        ("mode", config.mode, MODES),
-        ("scope", config.scope, SCOPES),
-        ("site", config.site, SITES),
-        ("across_blocks", config.across_blocks, ACROSS_BLOCKS),
-        ("intervention", config.intervention, INTERVENTIONS),
-        ("coefficient_unit", config.coefficient_unit, UNITS),
-        ("vector.source", config.vector.source, SOURCES),
-        ("vector.reading", config.vector.reading, READINGS),
-        ("tracking.name", config.tracking.name, TRACKERS),
-        ("tracking.mode", config.tracking.mode, TRACKING_MODES),
-        ("attribution.direction", config.attribution.direction, DIRECTIONS),
-        ("attribution.metric", config.attribution.metric, ATTRIBUTION_METRICS),
-        ("attribution.method", config.attribution.method, ATTRIBUTION_METHODS),
-    ):
+    for key, valid in CHOICES.items():
+        value = attrgetter(key)(config)
         if value not in valid:
             raise EmosteerError(f"{key}={value}: choose one of {', '.join(valid)}")
     _check_coefficient(config)
@@ -242,8 +250,6 @@ def _check_coefficient(config: Config) -> None:
 
 def _check_auto(config: Config) -> None:
     auto = config.auto_coefficient
-    if auto.metric not in COSTS:
-        raise EmosteerError(f"auto_coefficient.metric={auto.metric}: choose one of {', '.join(COSTS)}")
     least = 1 if auto.metric == "perplexity_ratio" else 0
     if not math.isfinite(auto.target) or auto.target <= least:
         raise EmosteerError(
@@ -397,8 +403,6 @@ def _check_objective(config: Config, measured: Sequence[str] | None) -> None:
     objective = config.objective
     if not isinstance(objective.at_most, Mapping):
         raise EmosteerError(f"objective.at_most={objective.at_most}: give columns and limits, such as {{perplexity_ratio: 1.3}}")
-    if objective.direction not in ("maximize", "minimize"):
-        raise EmosteerError(f"objective.direction={objective.direction}: choose one of maximize, minimize")
     for column, limit in objective.at_most.items():
         if not isinstance(limit, int | float) or not math.isfinite(limit):
             raise EmosteerError(f"objective.at_most.{column}={limit}: give a finite number")

@@ -15,6 +15,7 @@ from omegaconf import MISSING
 SCOPES = ("generated", "prompt", "all")
 INTERVENTIONS = ("add", "set", "ablate")
 SITES = ("residual", "attention", "mlp")
+OBJECTIVE_DIRECTIONS = ("maximize", "minimize")
 QUANTIZATIONS = ("int8", "nf4")
 DIRECTIONS = ("denoising", "noising")
 ATTRIBUTION_METRICS = ("words", "nrc_words", "nrc_score", "projection", "kl")

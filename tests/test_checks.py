@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
-from emosteer.checks import SECRET, check_ids_hold_no_hydra_values, check_known_keys, check_no_secrets, check_writable
-from emosteer.config import register
+from emosteer import conf
+from emosteer.checks import CHOICES, SECRET, check_ids_hold_no_hydra_values, check_known_keys, check_no_secrets, check_writable
+from emosteer.config import ENGINE_PATHS, QUANTIZATIONS, VECTOR_METHODS, register
 from emosteer.errors import EmosteerError
+from emosteer.model.source import DTYPES
 from emosteer.planning import typed
 
 
@@ -119,3 +122,13 @@ def test_a_place_that_cannot_be_written_is_refused_and_nothing_is_made(tmp_path:
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
     with pytest.raises(EmosteerError, match="cannot be written to; give another place, or mend its permissions"):
         check_writable("store", tmp_path / "new" / "store")
+
+
+def test_the_help_names_every_choice() -> None:
+    template = yaml.safe_load((Path(conf.__file__).parent / "hydra" / "help" / "emosteer.yaml").read_text(encoding="utf-8"))[
+        "template"
+    ]
+    told = " ".join(template.partition("Keys whose values are names")[2].split())
+    choices = {**CHOICES, "engine.path": ENGINE_PATHS, "vector.method": VECTOR_METHODS, "model.dtype": DTYPES}
+    for key, values in {**choices, "model.quantization": QUANTIZATIONS}.items():
+        assert f"{key} {', '.join(values)}" in told
