@@ -9,7 +9,7 @@ from typing import Any
 
 from emosteer.report.answers import Answer, place
 from emosteer.report.grid import plain
-from emosteer.report.words import UNITS, digits_of, interval, number, signed
+from emosteer.report.words import UNITS, count, digits_of, interval, number, signed
 from emosteer.tables import Tables
 
 MEASURES = ("n", "baseline", "steered", "delta", "ci_low", "ci_high")
@@ -68,12 +68,11 @@ def _sentence(rows: list[dict[Any, Any]], metric: str) -> str:
     unsure = [at for at, (_, low, high) in enumerate(values, start=1) if math.isnan(low) or low <= 0 <= high]
     if not unsure:
         is_one_way = len({delta > 0 for delta, *_ in values}) == 1
-        meaning = (
-            "The effect is there at every reply." if is_one_way else "There is an effect at every reply, not always the same way."
-        )
+        meaning = f"Every interval is on one side of 0{'' if is_one_way else ', not always the same one'}."
     elif len(unsure) == len(values):
         meaning = "No interval is on one side of 0: reply by reply no effect is shown."
     else:
         names = f"reply {unsure[0]}" if len(unsure) == 1 else f"replies {', '.join(map(str, unsure))}"
         meaning = f"At {names} no effect is shown: the interval is not on one side of 0."
-    return f"{metric} beside the unsteered dialogues{unit}: {told}. {meaning}"
+    n = int(min(row["n"] for row in rows))
+    return f"{metric} beside the unsteered dialogues{unit}, over {count(n, 'prompt')}: {told}. {meaning}"

@@ -74,7 +74,7 @@ def _verdict(rho: float, low: float, high: float, n_blocks: int) -> str:
     return (
         f"{here} it does: the higher a block's score, the larger the effect of steering there, by and large."
         if rho > 0
-        else "Here it does not: the higher a block's score, the smaller the effect of steering there, by and large."
+        else f"{here} it does not: the higher a block's score, the smaller the effect of steering there, by and large."
     )
 
 

@@ -20,6 +20,8 @@ from emosteer.finaliser import finalise
 from emosteer.records.store import Store
 from emosteer.records.sweep import Sweep
 from emosteer.report.agreed import words_of
+from emosteer.report.answers import Answer
+from emosteer.report.by_turn import by_turn
 from emosteer.report.page import render
 from emosteer.report.predicted import predicted
 from emosteer.report.words import left_open
@@ -128,6 +130,7 @@ def made_up_prediction(**changes: object) -> Tables:
         ({"ci_low": -0.1, "ci_high": 0.9}, "The interval includes 0 and is wide.", "Here it"),
         ({"ci_low": math.nan, "ci_high": math.nan}, "There is no interval.", "Here it"),
         ({"n_blocks": 5}, "On these few blocks it does: the", "Here"),
+        ({"n_blocks": 4, "rho": -0.6, "ci_low": -0.8, "ci_high": -0.5}, "On these few blocks it does not: the", "Here"),
         ({"n_blocks": 5}, "Of 5 blocks one order in 120 is the right one by chance.", "interval"),
         (
             {"n_blocks": 2, "reason": "2 steered blocks are too few"},
@@ -218,7 +221,7 @@ def test_dialogues_are_drawn_reply_by_reply(dialogues: Sweep, page_of: Callable[
         assert [value for text in row for value in numbers_in(text)] == pytest.approx([float(value) for value in wanted], abs=0.051)
     sentence = seen.page.locator("#curves article p").inner_text()
     assert sentence.startswith(
-        f"Block {own['layers'].iloc[0]} at coefficient 0.2: joy beside the unsteered dialogues [words per 100]: "
+        f"Block {own['layers'].iloc[0]} at coefficient 0.2: joy beside the unsteered dialogues [words per 100], over 12 prompts: "
     )
     assert "At reply 3 no effect is shown" in sentence
     assert seen.complaints == []
@@ -275,3 +278,27 @@ def test_nothing_is_shown_where_there_is_nothing(whole: Sweep, dialogues: Sweep,
     page = render(sweep, finalise(sweep, show=False)).decode()
     for words in ("Reply by reply", 'class="predicted"', "Do the scorers agree?"):
         assert words not in page
+
+
+def made_up_turns(*effects: tuple[float, float, float]) -> str:
+    """The sentence about a cell with these differences and intervals at its replies."""
+    cell = {"cell_id": "a", "is_control": False, "layers": "9", "intervention": "add"}
+    cell |= {"coefficient": 0.2, "coefficient_unit": "fraction"}
+    axes = {"cell_id": "a", "metric": "joy", "is_primary": True, "n": 20}
+    rows = [axes | dict(zip(("delta", "ci_low", "ci_high"), effect, strict=True)) for effect in effects]
+    tables = Tables(pd.DataFrame([cell]), pd.DataFrame(), pd.DataFrame(), turns=pd.DataFrame(rows))
+    (found,) = by_turn(tables, [Answer("joy_sadness", "made-up", "", True, "a"), Answer("other", "made-up", "", True, "")])
+    return found.sentence
+
+
+def test_dialogues_in_words() -> None:
+    up, down, flat = (2.0, 1.0, 3.0), (-2.0, -3.0, -1.0), (0.5, -1.0, 2.0)
+    assert made_up_turns(up, up) == (
+        "Block 9 at coefficient 0.2: joy beside the unsteered dialogues [words per 100], over 20 prompts: reply 1 +2.0 [+1.0, +3.0]; "
+        "reply 2 +2.0 [+1.0, +3.0]. Every interval is on one side of 0."
+    )
+    assert made_up_turns(up, down).endswith("Every interval is on one side of 0, not always the same one.")
+    assert made_up_turns(up, flat, flat).endswith("At replies 2, 3 no effect is shown: the interval is not on one side of 0.")
+    assert made_up_turns(flat, flat).endswith("No interval is on one side of 0: reply by reply no effect is shown.")
+    without = made_up_turns(up, (2.0, math.nan, math.nan))
+    assert without.endswith("reply 2 +2.0. At reply 2 no effect is shown: the interval is not on one side of 0.")
