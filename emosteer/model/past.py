@@ -6,7 +6,6 @@ Apart from `prefix`, so that importing that one does not import transformers, wh
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from inspect import signature
 from typing import Any
 
@@ -28,12 +27,8 @@ PAST_NAMES = ("cache", "past_key_values")
 
 def past_name(model: nn.Module) -> str:
     """By which of `PAST_NAMES` a model's forward takes its past."""
-    return _past_name(type(model))
-
-
-@lru_cache
-def _past_name(kind: type[nn.Module]) -> str:
-    return PAST_NAMES[0] if PAST_NAMES[0] in signature(kind.forward).parameters else PAST_NAMES[1]
+    # Of the class: accelerate puts another forward into the module.
+    return PAST_NAMES[0] if PAST_NAMES[0] in signature(type(model).forward).parameters else PAST_NAMES[1]
 
 
 def layer_kinds(config: PretrainedConfig) -> list[type]:
