@@ -14,6 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from emosteer.checks import check_no_secrets, check_sweep_name, check_writable
+from emosteer.endings import PROBE_KEPT, leaving
 from emosteer.errors import EmosteerError
 from emosteer.hydra_jobs import Refused, sweep_directory
 from emosteer.launcher import check_device, open_sweep, unlink_jobs
@@ -43,7 +44,8 @@ class SweepCallback(Callback):
             check_writable("hydra.run.dir", Path(str(config.hydra.run.dir)))
             check_writable("store", Path(task.store).expanduser())
             if task.probe:
-                find(task.model)  # its cell, whose block another model may not have, is none of a probe's business
+                with leaving(PROBE_KEPT):
+                    find(task.model)  # its cell, whose block another model may not have, is none of a probe's business
             else:
                 plan(task)
             check_device(task.model.device)

@@ -21,12 +21,18 @@ GRACE_SECONDS = 2.0
 """So long after the first signal others count as the same one (a person taps ctrl-C twice, a wrapper passes it on once more)."""
 
 
+CELLS_KEPT = "Finished cells are kept: the same command goes on from there."
+PROBE_KEPT = "A probe keeps nothing before its end: the same command begins again."
+
+
 class Stopped(KeyboardInterrupt):
     """A signal that asks the command to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
         self.exit_code = 128 + number
+        self.left = CELLS_KEPT
+        """What it leaves behind, for the user."""
 
 
 @contextmanager
@@ -59,10 +65,20 @@ def stopped_by_signals(*others: int) -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def say_goodbye() -> None:
-    """Tell that nothing is lost, to whoever still listens."""
+@contextmanager
+def leaving(what: str) -> Iterator[None]:
+    """Whoever is stopped inside leaves this behind, as a sentence: no finished cells."""
     try:
-        print("\nInterrupted. Finished cells are kept: the same command goes on from there.", file=sys.stderr, flush=True)
+        yield
+    except Stopped as stopped:
+        stopped.left = what
+        raise
+
+
+def say_goodbye(stopped: Stopped) -> None:
+    """Tell what is left behind, to whoever still listens."""
+    try:
+        print(f"\nInterrupted. {stopped.left}", file=sys.stderr, flush=True)
     except OSError:
         silence(sys.stderr.fileno())
     try:

@@ -24,7 +24,7 @@ from emosteer.cores import prepare_openmp
 from emosteer.errors import EmosteerError
 from emosteer.planning import plan
 from emosteer.progress import reporting
-from emosteer.records.cell import CELL, Cell
+from emosteer.records.cell import CELL, PROMPTING, Cell
 from emosteer.records.publish import publish_link
 from emosteer.records.store import Store
 from emosteer.records.sweep import DONE, Command, Sweep, Task
@@ -88,12 +88,40 @@ def submit(jobs: Sequence[Job], sweep: Sweep) -> list[Cell]:
         for cell in planned.cells:
             is_cell = cell.kind == CELL
             tasks.setdefault(cell.id, Task(cell, job.overrides if is_cell else (), job.files if is_cell else {}))
+    _warn_of_instructions(sweep, [task.cell for task in tasks.values()])
     for items in texts.values():
         sweep.store.keep_texts(items)
     config = jobs[-1].config
     sweep.add(Command(_command_line(), _settings(config), _provenance(), list(tasks.values())))
     _apply_mode(config.mode, sweep, [task.cell for task in tasks.values()])
     return [planned.cells[0] for planned in plans]
+
+
+def _warn_of_instructions(sweep: Sweep, cells: Sequence[Cell]) -> None:
+    """Say that cells cannot be compared with their own instruction where a sweep gets a further one for the same pair.
+
+    A cell is the same under whatever instruction it is compared with, and cannot know one.
+    """
+    asked = {cell.id: cell for cell in cells if cell.kind == PROMPTING}
+    if not asked:
+        return
+    before = {task.cell.id: task.cell for task in sweep.tasks() if task.cell.kind == PROMPTING}
+    instructions: dict[tuple[str, str], set[str]] = {}
+    for cell in {**before, **asked}.values():
+        instructions.setdefault(_asked_of(cell), set()).add(cell.instruction)
+    added = {_asked_of(cell) for key, cell in asked.items() if key not in before}
+    several = {pair: len(instructions[pair, baseline]) for pair, baseline in sorted(added) if len(instructions[pair, baseline]) > 1}
+    if several:
+        told = ", ".join(f"{n} for {pair}" for pair, n in several.items())
+        log.warning(
+            "controls.instruction: the sweep has several (%s), and cells are compared with the mean over them (m_beyond_prompting). "
+            "Each has its own row in the results; to compare with one alone, give each its own sweep (name=...)",
+            told,
+        )
+
+
+def _asked_of(cell: Cell) -> tuple[str, str]:
+    return cell.pair.name if cell.pair else "", cell.baseline_id
 
 
 def check_number_of_cells(number: float) -> None:

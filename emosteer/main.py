@@ -18,7 +18,7 @@ import emosteer
 from emosteer.checks import check_no_typed_secrets
 from emosteer.config import register
 from emosteer.cores import prepare_openmp
-from emosteer.endings import Stopped, open_streams, say_goodbye, stopped_by_signals
+from emosteer.endings import PROBE_KEPT, Stopped, leaving, open_streams, say_goodbye, stopped_by_signals
 from emosteer.hydra_jobs import Refused, job, refusals, sweep_directory, with_hydra
 from emosteer.one_line import one_line
 
@@ -48,9 +48,10 @@ def run(cfg: DictConfig) -> str | float:
             check_device(one.config.model.device)
             directory = Path(hydra_config.run.dir) if is_single else sweep_directory(composed.whole)
             if one.config.probe and is_single:
-                from emosteer.probe.command import run as probe
+                with leaving(PROBE_KEPT):
+                    from emosteer.probe.command import run as probe
 
-                probe(one.config, one.overrides, directory)
+                    probe(one.config, one.overrides, directory)
                 return ""
             sweep = open_sweep(one.config.store, directory)
             cells = submit([one], sweep)
@@ -92,7 +93,7 @@ def main() -> None:
             check_no_typed_secrets(sys.argv[1:])
             run()
     except Stopped as stopped:
-        say_goodbye()
+        say_goodbye(stopped)
         sys.exit(stopped.exit_code)
     except Exception as error:
         line = one_line(error)

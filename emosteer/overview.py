@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
-from emosteer.records.cell import BASELINE, Cell
+from emosteer.records.cell import ATTRIBUTION, BASELINE, Cell
 from emosteer.records.leases import Holder, Process, holders
+from emosteer.records.store import Store
 from emosteer.records.sweep import DONE, FAILED, PENDING, Sweep
 from emosteer.scoring.scorer import Scorer
 
 RUNNING = "running"
 STATES = (DONE, FAILED, RUNNING, PENDING)
+STAGES = ("attribution", "residual norms", "vectors", "replies", "scores")
+"""What tasks lack, in the order in which a worker makes it for all that it holds."""
 
 Key = TypeVar("Key")
 
@@ -40,6 +43,8 @@ class Standing:
     """How many workers have ended while they held it."""
     failure: dict[str, Any] | None = None
     """Why it failed."""
+    stage: str | None = None
+    """Of a running one: the first of `STAGES` that the store lacks for it."""
 
     @property
     def model(self) -> str:
@@ -121,7 +126,21 @@ def _standing(
         return Standing(cell, PENDING, lost=lost)
     if holder.process in gone:
         return Standing(cell, PENDING, holder, lost=lost)
-    return Standing(cell, RUNNING, holder, 1 + lost, holder.node or None, holder.job, None, lost)
+    stage = _stage(sweep.store, cell, record is not None)
+    return Standing(cell, RUNNING, holder, 1 + lost, holder.node or None, holder.job, None, lost, stage=stage)
+
+
+def _stage(store: Store, cell: Cell, has_replies: bool) -> str:
+    """What the store lacks first of a task that runs."""
+    if cell.kind == ATTRIBUTION:
+        return "attribution"
+    if has_replies:
+        return "scores"
+    if cell.vector and not store.paths.residual_norms(cell.norms_id).exists():
+        return "residual norms"
+    if cell.vector and not store.paths.vector(cell.vector_id).exists():
+        return "vectors"
+    return "replies"
 
 
 def _place(facts: Mapping[str, Any]) -> str | None:

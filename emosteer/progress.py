@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a bar on a terminal, a line now and then elsewhere."""
+"""What a person sees while a sweep runs, or a command works: a bar on a terminal, a line now and then elsewhere; all on stderr."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 log = logging.getLogger(__name__)
 
@@ -124,3 +134,50 @@ def reporting(total: int, done: int) -> Iterator[Reporter]:
     )
     with Progress(*columns, console=Console(stderr=True)) as bar:
         yield _Bar(bar, total, done)
+
+
+class Work(Protocol):
+    """Is told what a command does."""
+
+    def stage(self, text: str) -> None:
+        """What goes on now: a line where stderr is no terminal."""
+
+    def count(self, text: str, n: int, total: int) -> None:
+        """What goes on within it, and how far: shown on a terminal alone."""
+
+
+class _Spinner:
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self.task = bar.add_task("starting", total=None)
+
+    def stage(self, text: str) -> None:
+        self.bar.update(self.task, description=text, total=None, completed=0)
+
+    def count(self, text: str, n: int, total: int) -> None:
+        self.bar.update(self.task, description=text, total=total, completed=n)
+
+
+class _Told:
+    def stage(self, text: str) -> None:
+        log.info("%s", text)
+
+    def count(self, text: str, n: int, total: int) -> None: ...
+
+
+class _HowFar(MofNCompleteColumn):
+    """`3/9`; nothing of what is not counted."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if task.total is None else super().render(task)
+
+
+@contextmanager
+def working() -> Iterator[Work]:
+    """Who is told what a command does: a spinner where stderr is a terminal, which leaves nothing behind, else a line a stage."""
+    if not sys.stderr.isatty():
+        yield _Told()
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), _HowFar(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield _Spinner(bar)

@@ -13,13 +13,14 @@ import pytest
 
 PROGRAM = """
 import sys, time
+from contextlib import nullcontext
 from emosteer.endings import *
 open_streams()
 grace = float(sys.argv[1])
 import emosteer.endings as endings
 endings.GRACE_SECONDS = grace
 try:
-    with stopped_by_signals():
+    with stopped_by_signals(), leaving(sys.argv[2]) if len(sys.argv) > 2 else nullcontext():
         try:
             print("ready", flush=True)
             time.sleep(30)
@@ -27,13 +28,13 @@ try:
             time.sleep(0.5)
             print("given back", flush=True)
 except Stopped as stopped:
-    say_goodbye()
+    say_goodbye(stopped)
     sys.exit(stopped.exit_code)
 """
 
 
 def stop(
-    *signals: signal.Signals, grace: float = 2.0, before: Callable[[], None] = lambda: None, pause: float = 0.01
+    *signals: signal.Signals, grace: float = 2.0, before: Callable[[], None] = lambda: None, pause: float = 0.01, leaves: str = ""
 ) -> tuple[int, str, str]:
     """The exit code and output of a command that gets signals."""
 
@@ -43,7 +44,7 @@ def stop(
         before()
 
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(grace)],
+        [sys.executable, "-c", PROGRAM, str(grace), *([leaves] if leaves else [])],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -74,6 +75,12 @@ def test_the_first_signal_ends_the_command_in_order_and_says_which_it_was(signal
 
     assert (returned, out) == (code, "given back\n")
     assert err == "\nInterrupted. Finished cells are kept: the same command goes on from there.\n"
+
+
+def test_what_leaves_something_else_behind_says_so() -> None:
+    returned, _, err = stop(signal.SIGINT, leaves="Nothing is kept.")
+
+    assert (returned, err) == (130, "\nInterrupted. Nothing is kept.\n")
 
 
 def test_who_insists_need_not_wait() -> None:

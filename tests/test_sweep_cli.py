@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_sweep import join, made_up_cell, publish, settings, with_company
+from made_up_sweep import PROVENANCE, join, made_up_cell, publish, random_replies, settings, with_company
 from typer.testing import CliRunner, Result
 
 import emosteer
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, Cell
 from emosteer.records.claims import Claims
-from emosteer.records.store import Store
+from emosteer.records.store import Resolved, Store
 from emosteer.records.sweep import Command, Sweep, Task
 from emosteer.sweep_cli import app
 
@@ -344,8 +344,38 @@ def test_status_splits_and_explains(desk: Path) -> None:
         f"failed: {more[0].id}: RuntimeError: first line second line (traceback: outputs/mine/failures/{more[0].id}.json)\n" in text
     )
     assert "goes on: cd '/far away' && emosteer -m coefficient=0.3,0.4 'name=my sweep'\n" in text
-    assert f"running: 1 task by process {os.getpid()} on " in text
+    assert f"running: 1 task by process {os.getpid()} on {os.uname().nodename}, at residual norms\n" in text
     assert re.search(r"^cells +2 +1 +1 +2 +6$", text, re.MULTILINE)
+
+
+def test_status_says_what_a_process_is_at(desk: Path) -> None:
+    sweep = sweep_of(desk / "outputs")
+    cells = grid(sweep.store, 0.1, 0.2)
+    attribution = Cell(ATTRIBUTION, cells[0].model, pair=cells[0].pair, attribution=cells[0].attribution)
+    add(sweep, [*cells, cells[0].baseline(), attribution])
+    claims, paths = Claims(sweep.store.paths.claims, 60.0), sweep.store.paths
+    leases = [claims.take(cell.id) for cell in (*cells, attribution)]
+
+    def at() -> str:
+        (worker,) = data("status", "mine", code=3)["workers"]
+        assert f"on {os.uname().nodename}, {worker['detail']}\n" in call("status", "mine").stdout
+        return str(worker["detail"])
+
+    def put(path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+
+    assert at() == "at attribution", "what it does first for all that it holds"
+    put(paths.attribution_summary(attribution.attribution_id))
+    assert at() == "at residual norms"
+    put(paths.residual_norms(cells[0].norms_id))
+    assert at() == "at vectors"
+    put(paths.vector(cells[0].vector_id))
+    assert at() == "at replies"
+    for cell in cells:
+        sweep.store.publish(cell, random_replies(sweep.store, cell, 0), Resolved((2,), 3.0, cell.coefficient), PROVENANCE)
+        assert at() == ("at replies" if cell == cells[0] else "at scores")
+    assert all(leases)
 
 
 def test_exit_codes_of_status(desk: Path) -> None:

@@ -77,6 +77,22 @@ def submitted(directory: Path, model: Path, *more: str, coefficients: Sequence[f
     return found
 
 
+def test_a_second_instruction_for_a_pair_is_warned_of(tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def warnings(*more: str) -> list[str]:
+        caplog.clear()
+        submitted(tmp_path, model, "controls.prompting=true", *more, coefficients=(0.1, 0.2))
+        return [record.getMessage() for record in caplog.records if "controls.instruction" in record.getMessage()]
+
+    assert warnings() == []
+    assert warnings("seed=3", "controls.instruction=Be glad.") == [], "of another baseline"
+    assert warnings("pair=trust_disgust", "controls.instruction=Trust.") == [], "of another pair"
+    (line,) = warnings("controls.instruction=Be glad.")
+    assert "the sweep has several (2 for joy_sadness)" in line
+    assert "compared with the mean over them" in line
+    assert warnings("controls.instruction=Be glad.") == [], "it is there already"
+    assert "(3 for joy_sadness)" in warnings("controls.instruction=Smile.")[0]
+
+
 @pytest.fixture
 def sweep(tmp_path: Path, model: Path) -> Sweep:
     """Seven cells and their baseline, submitted and not run."""

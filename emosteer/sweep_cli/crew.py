@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from emosteer.overview import Overview
+from emosteer.overview import STAGES, Overview
 from emosteer.records.leases import Process
 from emosteer.records.sweep import Sweep
 from emosteer.records.workers import WorkerState, workers
@@ -117,13 +117,28 @@ class Crew:
 
     def with_tasks(self, seen: Overview) -> Crew:
         """The same with what each holds now, and with those who work outside of SLURM."""
-        held = Counter(one.holder.process for one in seen.standings if one.holder and one.state == RUNNING)
+        running = [(one.holder.process, one.stage) for one in seen.standings if one.holder and one.state == RUNNING]
+        held = Counter(process for process, _ in running)
         own = [replace(one, n_running=held.pop(one.process, 0)) if one.process else one for one in self.members]
         others = [
-            Member(RUNNING, "holds tasks", process.job, node=process.host, process=process, n_running=n, is_own=False)
+            Member(
+                RUNNING,
+                _at(stage for by, stage in running if by == process),
+                process.job,
+                node=process.host,
+                process=process,
+                n_running=n,
+                is_own=False,
+            )
             for process, n in sorted(held.items(), key=lambda item: (item[0].host, item[0].pid))
         ]
         return replace(self, members=_in_order([*own, *others]))
+
+
+def _at(stages: Iterable[str | None]) -> str:
+    """What a worker that says nothing of itself is at: the first thing that the store lacks for what it holds."""
+    lacking = set(stages)
+    return next((f"at {stage}" for stage in STAGES if stage in lacking), "holds tasks")
 
 
 @dataclass(frozen=True)

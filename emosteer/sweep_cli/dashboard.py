@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from emosteer.errors import EmosteerError
+from emosteer.progress import working
 from emosteer.records.cell import CELL
 from emosteer.records.publish import publish_json, read_json
 from emosteer.sweep_cli.arguments import JsonOption, SweepArgument
@@ -49,7 +50,11 @@ def dashboard(
     """  # noqa: D301 - \b keeps the lines of a paragraph
     found = open_sweep(sweep)
     if only_show:
-        print_json(_built(found, project, entity or "ENTITY").specification())
+        _check_library()
+        with working() as work:
+            work.stage(f"putting together the view and the report of {found.name}")
+            built = _built(found, project, entity or "ENTITY").specification()
+        print_json(built)
         return
     file = found.paths.dashboard
     saved = (read_json(file) if file.exists() and not anew else None) or _save(found, project, entity)
@@ -60,11 +65,14 @@ def dashboard(
         typer.echo(f"{name}: {saved[name]}")
 
 
-def _built(sweep: Sweep, project: str | None, entity: str | None) -> Any:
+def _check_library() -> None:
     from emosteer.tracking.run import is_installed
 
     if not is_installed("wandb_workspaces"):
         raise EmosteerError('wandb-workspaces is missing: pip install "emosteer[dashboard]"')
+
+
+def _built(sweep: Sweep, project: str | None, entity: str | None) -> Any:
     from emosteer.tracking.wandb_dashboard import dashboard as build
     from emosteer.tracking.wandb_runs import destination
 
@@ -79,9 +87,12 @@ def _save(sweep: Sweep, project: str | None, entity: str | None) -> dict[str, st
 
     if not is_logged_in():
         raise EmosteerError(f"no key for {server()}: `wandb login`, or set WANDB_API_KEY")
+    _check_library()
     wanted = entity or resolve("entity", sweep.settings()["tracking"].get("entity"))
     try:
-        saved = dict(_built(sweep, project, wanted).save())
+        with working() as work:
+            work.stage(f"saving the view and the report of {sweep.name} at {server()}")
+            saved = dict(_built(sweep, project, wanted).save())
     except EmosteerError:
         raise
     except Exception as error:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emosteer.errors import EmosteerError
+from emosteer.progress import working
 from emosteer.sweep_cli.arguments import CellArgument, JsonOption, SweepArgument
 from emosteer.sweep_cli.finding import cell_called, open_sweep
 from emosteer.sweep_cli.printing import print_json, short
+
+if TYPE_CHECKING:
+    from emosteer.exporting import Exported
+    from emosteer.records.cell import Cell
+    from emosteer.records.sweep import Sweep
 
 KINDS = ("safetensors", "gguf")
 
@@ -59,23 +65,29 @@ def export(
         raise EmosteerError(f"--pair {pair}: the cell {cell} is named already; give one of the two")
     found = open_sweep(sweep)
     chosen = cell_called(found, cell) if cell is not None else None
-    # Here, so that the other commands do not wait for torch and pandas.
-    from emosteer import exporting
-    from emosteer.tables import build
-
-    if chosen is not None:
-        exporting.stored_vector(found, chosen)  # what it lacks is told before the tables are built
-    tables = build(found)
-    if chosen is None:
-        chosen = cell_called(found, exporting.best_cell(tables, pair))
-    done = exporting.export(found, tables, chosen, to, formats)
+    done = _exported(found, chosen, pair, to, formats)
     if as_json:
         files = {kind: str(path.absolute()) for kind, path in done.files.items()}
-        data = {"cell_id": chosen.id, "directory": str(done.directory.absolute()), "files": files, "left_out": done.left_out}
+        data = {"cell_id": done.cell.id, "directory": str(done.directory.absolute()), "files": files, "left_out": done.left_out}
         print_json(data)
         return
-    typer.echo(f"{chosen.id}:")
+    typer.echo(f"{done.cell.id}:")
     for path in done.files.values():
         typer.echo(f"  {short(path)}")
     for kind, reason in done.left_out.items():
         typer.echo(f"not as {kind}: {reason}")
+
+
+def _exported(sweep: Sweep, chosen: Cell | None, pair: str | None, to: Path | None, formats: list[str] | None) -> Exported:
+    with working() as work:
+        # Here, so that the other commands do not wait for torch and pandas.
+        from emosteer import exporting
+        from emosteer.tables import build
+
+        if chosen is not None:
+            exporting.stored_vector(sweep, chosen)  # what it lacks is told before the tables are built
+        work.stage(f"building the tables of {sweep.name}, for the card")
+        tables = build(sweep)
+        if chosen is None:
+            chosen = cell_called(sweep, exporting.best_cell(tables, pair))
+        return exporting.export(sweep, tables, chosen, to, formats)

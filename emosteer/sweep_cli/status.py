@@ -42,7 +42,10 @@ def status(sweep: SweepArgument, cells: Cells = False, as_json: JsonOption = Fal
 
     \b
     Of a worker:
-      running    SLURM runs it (without SLURM: it wrote a moment ago)
+      running    SLURM runs it (without SLURM: it wrote a moment ago). A process
+                 outside of SLURM is at what the store lacks first of what it
+                 holds: attribution, residual norms, vectors, replies, scores;
+                 a model that is still loaded is not told apart
       silent     SLURM runs it, and it has not written for a minute
       starting   SLURM runs it, and it has not written yet
       waiting    in SLURM's queue, with SLURM's reason
@@ -251,8 +254,9 @@ def _show(sweep: Sweep, seen: Overview, at_work: Crew) -> None:
         typer.echo()
     for worker in at_work.members:
         if not worker.is_own and worker.process:
-            job = f"job {worker.job}, " if worker.job else ""
-            typer.echo(f"running: {count(worker.n_running, 'task')} by {job}process {worker.process.pid} on {worker.process.host}")
+            by = f"job {worker.job}, " if worker.job else ""
+            by += f"process {worker.process.pid} on {worker.process.host}"
+            typer.echo(f"running: {count(worker.n_running, 'task')} by {by}, {worker.detail}")
     show_failures(failures(sweep, seen))
     _show_what_next(sweep, seen, at_work)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from emosteer.overview import overview
+from emosteer.progress import working
 from emosteer.records.sweep import DONE, FAILED, Sweep
 from emosteer.sweep_cli.arguments import JsonOption, SweepArgument
 from emosteer.sweep_cli.finding import open_sweep
@@ -32,7 +33,8 @@ def sync(
 
     Runs are written from the records, also of a half-done sweep, one that was killed, or one that ran without tracking; then those
     that the server does not have are uploaded. Interrupted, it goes on next time with what is left; twice, it does nothing. For
-    compute nodes without internet: run it on a login node, with --follow while the sweep goes on. Needs no model.
+    compute nodes without internet: run it on a login node, with --follow while the sweep goes on. Needs no model. How many runs are
+    uploaded is shown on a terminal, on stderr.
 
     \b
     Examples:
@@ -61,7 +63,9 @@ def sync(
         _tell(found, synced, as_json)
         if not follow or is_settled:
             raise typer.Exit(1 if synced.n_left else 0)
-        time.sleep(FOLLOW_SECONDS)
+        with working() as work:
+            work.count("tasks are settled; runs are uploaded every minute", counts[DONE] + counts[FAILED], counts["total"])
+            time.sleep(FOLLOW_SECONDS)
 
 
 def _synced(sweep: Sweep, project: str | None, entity: str | None, at_a_time: int) -> Synced:
@@ -69,7 +73,11 @@ def _synced(sweep: Sweep, project: str | None, entity: str | None, at_a_time: in
     from emosteer import tracking
     from emosteer.tables import build
 
-    return tracking.sync_sweep(sweep, build(sweep), project, entity, at_a_time)
+    with working() as work:
+        work.stage(f"building the tables of {sweep.name}")
+        tables = build(sweep)
+        work.stage("writing and uploading the runs that are missing")
+        return tracking.sync_sweep(sweep, tables, project, entity, at_a_time, work)
 
 
 def _tell(sweep: Sweep, synced: Synced, as_json: bool) -> None:

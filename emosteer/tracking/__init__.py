@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 
 from emosteer.errors import EmosteerError
+from emosteer.progress import Work
 from emosteer.records.sweep import Sweep
 from emosteer.tables import Tables
 from emosteer.tracking import background
@@ -52,8 +53,10 @@ def log_now(sweep: Sweep, tables: Tables) -> None:
         raise EmosteerError(f"tracking={name}: choose wandb, trackio or none")
 
 
-def sync_sweep(sweep: Sweep, tables: Tables, project: str | None = None, entity: str | None = None, at_a_time: int = 8) -> Synced:
-    """Bring what is missing to a sweep's tracker; one that ran with `tracking=none` goes to W&B.
+def sync_sweep(
+    sweep: Sweep, tables: Tables, project: str | None = None, entity: str | None = None, at_a_time: int = 8, work: Work | None = None
+) -> Synced:
+    """Bring what is missing to a sweep's tracker; one that ran with `tracking=none` goes to W&B. `work` is told how far it is.
 
     Raises:
         EmosteerError: the tracker cannot be used: not installed, no key.
@@ -64,4 +67,4 @@ def sync_sweep(sweep: Sweep, tables: Tables, project: str | None = None, entity:
         return sync_to_trackio(sweep, tables, project)
     from emosteer.tracking.wandb_runs import sync_to_wandb
 
-    return sync_to_wandb(sweep, tables, project, entity, at_a_time)
+    return sync_to_wandb(sweep, tables, project, entity, at_a_time, work)

@@ -14,13 +14,14 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from emosteer.errors import EmosteerError
+from emosteer.progress import Work
 from emosteer.records.claims import Claims
 from emosteer.records.publish import TEMPORARY
 from emosteer.records.sweep import Sweep
@@ -91,7 +92,9 @@ def log_to_wandb(sweep: Sweep, tables: Tables) -> None:
         log.warning("W&B: %d of %d runs are not uploaded (%s). They are safe; to try again: %s", left, len(waiting), why, by_hand)
 
 
-def sync_to_wandb(sweep: Sweep, tables: Tables, project: str | None = None, entity: str | None = None, at_a_time: int = 8) -> Synced:
+def sync_to_wandb(
+    sweep: Sweep, tables: Tables, project: str | None = None, entity: str | None = None, at_a_time: int = 8, work: Work | None = None
+) -> Synced:
     """Write what is missing, and upload what is not uploaded yet, because somebody asks for it, whatever `tracking.mode` says.
 
     Args:
@@ -100,6 +103,7 @@ def sync_to_wandb(sweep: Sweep, tables: Tables, project: str | None = None, enti
         project: another one than the sweep's.
         entity: likewise.
         at_a_time: so many runs.
+        work: is told how many are written and uploaded.
 
     Raises:
         EmosteerError: wandb is missing or disabled, there is no key, or runs cannot be written.
@@ -112,29 +116,34 @@ def sync_to_wandb(sweep: Sweep, tables: Tables, project: str | None = None, enti
     if not is_logged_in():
         raise EmosteerError(f"no key for {server()}: `wandb login`, or set WANDB_API_KEY")
     to = destination(sweep, {key: value for key, value in (("project", project), ("entity", entity)) if value})
-    directories = write_runs(sweep.paths.wandb, sweep_runs(sweep, tables, to))
+    directories = write_runs(sweep.paths.wandb, sweep_runs(sweep, tables, to), work)
     waiting = [one for one in directories if not one.is_uploaded]
     patience = float(settings.get("upload_patience", UPLOAD_PATIENCE))
-    why = upload(sweep.paths.wandb, waiting, patience, at_a_time) if waiting else ""
+    why = upload(sweep.paths.wandb, waiting, patience, at_a_time, work) if waiting else ""
     left = sum(not one.is_uploaded for one in waiting)
     return Synced(len(directories), len(waiting) - left, left, why if left else "", to.project, to.entity)
 
 
-def write_runs(root: Path, runs: Iterable[Run]) -> list[RunDirectory]:
-    """Write the runs that are not there as they should be; the directories of all, exactly one for each."""
+def write_runs(root: Path, runs: Iterable[Run], work: Work | None = None) -> list[RunDirectory]:
+    """Write the runs that are not there as they should be; the directories of all, exactly one for each.
+
+    `work` is told how many are written; without it a line of the log says how many there are to write.
+    """
     root.mkdir(parents=True, exist_ok=True)
     with _alone(root, WRITING):
         there = {(directory.id, directory.content()) for directory in run_directories(root)}
         with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=root) as draft:
             wanted, missing = _describe(runs, there, Path(draft) / "runs.jsonl")
             if missing:
-                log.info("W&B: writing %d of %d runs into %s, about %.0f s", missing, len(wanted), root, 3 + RUN_SECONDS * missing)
-                _write(root, Path(draft) / "runs.jsonl")
+                if work is None:
+                    seconds = 3 + RUN_SECONDS * missing
+                    log.info("W&B: writing %d of %d runs into %s, about %.0f s", missing, len(wanted), root, seconds)
+                _write(root, Path(draft) / "runs.jsonl", missing, work)
         kept = tidy(root, wanted)
     return [kept[key] for key in wanted]
 
 
-def upload(root: Path, directories: Sequence[RunDirectory], patience: float, at_a_time: int = 8) -> str:
+def upload(root: Path, directories: Sequence[RunDirectory], patience: float, at_a_time: int = 8, work: Work | None = None) -> str:
     """Upload runs with `wandb sync`; why some are left, or nothing.
 
     Of two processes that would upload the same runs, one waits, and finds them uploaded. Ended at any moment, it goes on next time
@@ -145,6 +154,7 @@ def upload(root: Path, directories: Sequence[RunDirectory], patience: float, at_
         directories: the runs, below it.
         patience: seconds without an uploaded run after which it is given up.
         at_a_time: so many runs.
+        work: is told how many are uploaded.
     """
     with _alone(root, UPLOADING):
         left = [directory for directory in directories if not directory.is_uploaded]
@@ -152,10 +162,24 @@ def upload(root: Path, directories: Sequence[RunDirectory], patience: float, at_
             batch = left[start : start + MOST_ARGUMENTS]
             names = [f"{root.name}/{directory.path.name}" for directory in batch]
             command = [sys.executable, "-P", "-m", "wandb", "sync", "-n", str(at_a_time), *names]
-            ending = run_child(command, upload_environment(), root.parent, partial(_n_uploaded, batch), patience)
+            before = len(directories) - len(left) + start
+            progress = _told(work, "uploading runs", partial(_n_uploaded, batch), before, len(directories))
+            ending = run_child(command, upload_environment(), root.parent, progress, patience)
             if _n_uploaded(batch) < len(batch):
                 return diagnosis(ending, patience)
     return ""
+
+
+def _told(work: Work | None, text: str, count: Callable[[], int], before: int, total: int) -> Callable[[], int]:
+    """A count that `work` is told of, with what was there before, whenever somebody looks at it."""
+
+    def counted() -> int:
+        n = count()
+        if work is not None:
+            work.count(text, before + n, total)
+        return n
+
+    return counted
 
 
 def _n_uploaded(directories: Sequence[RunDirectory]) -> int:
@@ -178,7 +202,8 @@ def _describe(runs: Iterable[Run], there: set[tuple[str, str | None]], path: Pat
     return wanted, missing
 
 
-def _write(root: Path, path: Path) -> None:
+def _write(root: Path, path: Path, total: int, work: Work | None) -> None:
+    before = _n_entries(root)
     command = [
         sys.executable,
         "-P",
@@ -189,10 +214,15 @@ def _write(root: Path, path: Path) -> None:
     ]
     environment = writer_environment(path.parent.resolve())
     # From the sweep's directory, where `upload` runs too: the paths of artifacts' files start there.
-    ending = run_child(command, environment, root.parent, lambda: sum(1 for _ in root.iterdir()), WRITE_PATIENCE)
+    progress = _told(work, "writing runs", lambda: _n_entries(root) - before, 0, total)
+    ending = run_child(command, environment, root.parent, progress, WRITE_PATIENCE)
     if ending.code != 0:
         why = f"no progress for {WRITE_PATIENCE:g} s" if ending.code is None else ending.last_line
         raise EmosteerError(f"W&B runs could not be written: {why}")
+
+
+def _n_entries(root: Path) -> int:
+    return sum(1 for _ in root.iterdir())
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -309,6 +310,20 @@ def test_help_and_the_configuration_need_no_torch(desk: Desk) -> None:
     assert not told.imported_torch
     assert not config.imported_torch
     assert list(desk.directory.iterdir()) == []
+
+
+def test_an_interrupted_probe_does_not_say_that_cells_are_kept(tmp_path: Path, tiny_directory: Path, library: Path) -> None:
+    desk = Desk(tmp_path, tiny_directory, library)
+    process = desk.popen("probe=true", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    assert process.stdout is not None
+    heading = process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+
+    assert "; loaded in " in heading
+    assert process.returncode == 130, out + err
+    assert err.endswith("\nInterrupted. A probe keeps nothing before its end: the same command begins again.\n")
+    assert not (desk.sweep / "probe.json").exists()
 
 
 def test_a_probe_checks_the_model_and_runs_no_cell(tmp_path: Path, tiny_directory: Path, library: Path) -> None:

@@ -1,0 +1,149 @@
+"""What commands print while they work: on a terminal how far they are, elsewhere two lines at most, and on stdout nothing of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from made_up_sweep import join, made_up_cell, publish, random_scores, with_company
+from wandb_stand_in import KEY, stand_in
+
+import emosteer
+from emosteer.records.store import Store
+from emosteer.records.sweep import Sweep
+from emosteer.vectors import EmotionVector
+
+VECTOR = EmotionVector(torch.randn(8, 16, generator=torch.Generator().manual_seed(3)), torch.arange(1.0, 9.0))
+LINE = re.compile(r"\d\d:\d\d:\d\d INFO ")
+TRACKING = {"name": "wandb", "project": "emotions", "entity": None, "mode": "auto", "tags": [], "upload_patience": 60, "wait": True}
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    root = tmp_path_factory.mktemp("shown")
+    sweep = Sweep(root / "mine", Store(root / "store"))
+    cells = with_company([made_up_cell(sweep.store)])
+    join(sweep, cells, tracking=TRACKING)
+    for number, cell in enumerate(cells):
+        scores = random_scores(10, number) | {"duplication": [0.0] * 10, "perplexity": [10.0 + i / 7 for i in range(10)]}
+        publish(sweep.store, sweep.scorers(), cell, scores)
+        if cell.vector:
+            path = sweep.store.paths.vector(cell.vector_id)
+            emosteer.save_vector(VECTOR, path)
+            path.with_suffix(".json").write_text(
+                json.dumps({"n_pairs": 24, "split_half": [0.9] * 8, "auc": [None] * 8, "site": "residual"})
+            )
+    return sweep
+
+
+@dataclass
+class Done:
+    """What a command printed."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def lines(self) -> list[str]:
+        """What it said of its work, one line each."""
+        return [LINE.sub("", line) for line in self.stderr.splitlines() if LINE.match(line)]
+
+
+def run(sweep: Sweep, words: list[str], on_terminal: bool, **variables: str) -> Done:
+    """A command in a process of its own, whose stderr is a terminal or a pipe."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
+    environment |= {"HOME": str(sweep.paths.root.parent), "TERM": "xterm", "COLUMNS": "120", **variables}
+    command = [sys.executable, "-m", "emosteer.sweep_cli", *words]
+    if not on_terminal:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return Done(done.returncode, done.stdout, done.stderr)
+    ours, its = pty.openpty()
+    said: list[bytes] = []
+
+    def read() -> None:
+        while True:
+            try:
+                said.append(os.read(ours, 1 << 16))
+            except OSError:  # Nobody has the other end any more.
+                return
+
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=its, text=True)
+    os.close(its)
+    reader = threading.Thread(target=read)
+    reader.start()
+    stdout, _ = child.communicate()
+    reader.join()
+    os.close(ours)
+    return Done(child.returncode, stdout, b"".join(said).decode(errors="replace"))
+
+
+def export(sweep: Sweep, to: Path) -> list[str]:
+    cell = sweep.tasks()[0].cell.id
+    return ["export", str(sweep.paths.root), cell, "--to", str(to), "--json"]
+
+
+def test_export_shows_on_a_terminal_what_goes_on(sweep: Sweep, tmp_path: Path) -> None:
+    done = run(sweep, export(sweep, tmp_path), on_terminal=True)
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["cell_id"] == sweep.tasks()[0].cell.id
+    assert "building the tables of mine" in done.stderr
+    assert done.lines == []
+
+
+def test_export_says_a_line_elsewhere(sweep: Sweep, tmp_path: Path) -> None:
+    done = run(sweep, export(sweep, tmp_path), on_terminal=False)
+    assert done.code == 0, done.stderr
+    assert json.loads(done.stdout)["cell_id"] == sweep.tasks()[0].cell.id
+    assert done.lines == ["building the tables of mine, for the card"]
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_wrong_cell_is_told_in_one_line_all_the_same(sweep: Sweep) -> None:
+    done = run(sweep, ["export", str(sweep.paths.root), "nobody"], on_terminal=False)
+    assert (done.code, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_sync_shows_how_many_runs_are_uploaded(sweep: Sweep, on_terminal: bool, tmp_path: Path) -> None:
+    with stand_in() as server:
+        words = ["sync", str(sweep.paths.root), "--json", "--project", f"shown-{on_terminal}"]
+        done = run(sweep, words, on_terminal, WANDB_API_KEY=KEY, WANDB_BASE_URL=server.url)
+    assert done.code == 0, done.stderr
+    told = json.loads(done.stdout)
+    n = told["n_uploaded"]
+    assert told["n_left"] == 0 < n
+    if on_terminal:
+        for text in ("building the tables of mine", "writing runs", "uploading runs"):
+            assert text in done.stderr
+        assert re.search(rf"uploading runs.*0/{n}", done.stderr)
+        assert done.lines == []
+    else:
+        assert done.lines == ["building the tables of mine", "writing and uploading the runs that are missing"]
+        assert len(done.stderr.splitlines()) == 2
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_dashboard_shows_that_it_works(sweep: Sweep, on_terminal: bool) -> None:
+    done = run(sweep, ["dashboard", str(sweep.paths.root), "--only-show"], on_terminal)
+    assert done.code == 0, done.stderr
+    assert {"workspace", "report"} <= set(json.loads(done.stdout))
+    assert "putting together the view and the report of mine" in done.stderr
+    assert len(done.lines) == (0 if on_terminal else 1)
+
+
+def test_without_json_stdout_has_the_answer_alone(sweep: Sweep, tmp_path: Path) -> None:
+    cell = sweep.tasks()[0].cell.id
+    done = run(sweep, ["export", str(sweep.paths.root), cell, "--to", str(tmp_path)], on_terminal=True)
+    assert done.stdout.splitlines()[0] == f"{cell}:"
+    assert "building" not in done.stdout
