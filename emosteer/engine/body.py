@@ -11,11 +11,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import Cache
 
 from emosteer.engine.head import sliced
 from emosteer.model.anatomy import hidden
 from emosteer.model.capture import replace_output
 from emosteer.model.language_model import LanguageModel
+from emosteer.model.past import PAST_NAMES, past_name
 
 LOGITS_BYTES = {"cpu": 1 << 27}
 """Most memory for the logits that are made at a time; elsewhere half a gigabyte."""
@@ -35,15 +37,25 @@ class Body:
         self.logit_rows = max(1, most // (4 * model.model.config.get_text_config().vocab_size))
         """Rows whose logits are made at a time."""
 
-    def run(self, **inputs: Any) -> Tensor:
-        """The last hidden states [row, position, width]; of a model whose body cannot be had apart, logits in their place."""
+    def run(self, past: Cache | None = None, **inputs: Any) -> Tensor:
+        """The last hidden states [row, position, width]; of a model whose body cannot be had apart, logits in their place.
+
+        Args:
+            past: what stands before them, to which they are added; without it nothing is kept.
+            inputs: what a model's forward takes besides.
+        """
+        inputs["use_cache"] = past is not None
+        if past is not None:
+            inputs[past_name(self.decoder or self.model.model)] = past
         if self.decoder is None:
             logits: Tensor = self.model.model(**inputs).logits
             return logits
         output = self.decoder(**inputs)
         states: Tensor = output[0]
         self._output = copy.copy(output)
-        self._output["past_key_values"] = None  # not kept alive beyond its batch
+        for name in PAST_NAMES:
+            if name in self._output:
+                self._output[name] = None  # not kept alive beyond its batch
         return states
 
     def logits(self, states: Tensor) -> Tensor:

@@ -165,11 +165,10 @@ def _after_prompts(engine: Engine, rows: Sequence[_Row]) -> Tensor:
     mask = torch.tensor([[0] * (padding - p.length) + [1] * (p.length + longest) for p in prefixes], device=model.device)
     with _steered(engine, [(origin, len(origin.prompt) - 1) for origin, _ in rows], longest):
         states = engine.body.run(
+            join_rows(config, prefixes, longest),
             input_ids=torch.tensor(ids, device=model.device),
             attention_mask=mask,
             position_ids=positions(mask)[:, -longest:],
-            past_key_values=join_rows(config, prefixes, longest),
-            use_cache=True,
         )
     return torch.cat([states[row, : len(reply)] for row, (_, reply) in enumerate(rows)])
 
@@ -178,7 +177,7 @@ def _whole(engine: Engine, origin: Origin, reply: tuple[int, ...]) -> Tensor:
     """A text read alone without a cache."""
     ids = [*origin.prompt, *reply[:-1]]
     with _steered(engine, [(origin, 0)], len(ids)):
-        return engine.body.run(input_ids=torch.tensor([ids], device=engine.model.device), use_cache=False)[0, -len(reply) :]
+        return engine.body.run(input_ids=torch.tensor([ids], device=engine.model.device))[0, -len(reply) :]
 
 
 def _steered(engine: Engine, rows: Sequence[tuple[Origin, int]], n_positions: int) -> AbstractContextManager[None]:

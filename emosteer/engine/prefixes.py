@@ -205,9 +205,9 @@ class Prefixes:
                     states = _padded([job.branching(first - 1) for job in jobs], longest)
                     assert self._as_tuple is not None
                     with from_block(blocks, first, states, self._as_tuple):
-                        self.body.run(**inputs, past_key_values=cache, use_cache=True)
+                        self.body.run(cache, **inputs)
                 else:
-                    self.body.run(**inputs, past_key_values=cache, use_cache=True)
+                    self.body.run(cache, **inputs)
         finally:
             handle.remove()
         self._as_tuple = kinds[-1]

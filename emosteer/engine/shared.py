@@ -205,10 +205,9 @@ class SharedRows:
             layer.is_private = inputs["own_from"] <= number if layer.any_private else None
         with installed(self.model.model, self.layers), self.fed.interventions.applied(self.model.anatomy):
             states = self.body.run(
+                self.cache,
                 input_ids=inputs["tokens"],
                 position_ids=view.query_positions[:, None],
-                past_key_values=self.cache,
-                use_cache=True,
             )
         return states[:, -1]
 

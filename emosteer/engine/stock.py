@@ -88,11 +88,10 @@ class StockRows:
         self.mask = torch.nn.functional.pad(self.mask, (0, 1), value=1)
         with self.fed.interventions.applied(self.model.anatomy):
             states = self.body.run(
+                self.cache,
                 input_ids=self.fed.tokens,
                 attention_mask=self.mask,
                 position_ids=self.mask.sum(1, keepdim=True) - 1,
-                past_key_values=self.cache,
-                use_cache=True,
             )
         yield from self.body.in_chunks(states[:, -1])
 

@@ -37,6 +37,7 @@ WITHOUT_EFFECT = frozenset(
         "is_causal",
         "num_items_in_batch",
         "layer_idx",
+        "cache",
         "past_key_values",
         "past_key_value",
         "rotary_emb",

@@ -6,10 +6,11 @@ Apart from `prefix`, so that importing that one does not import transformers, wh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PretrainedConfig
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
@@ -18,6 +19,16 @@ KeysAndValues = tuple[Tensor, Tensor]
 
 
 KEYED = {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+PAST_NAMES = ("cache", "past_key_values")
+"""What models call their past: `cache` since transformers 5.24, which takes the other name until 5.40."""
+
+
+def past_name(model: nn.Module) -> str:
+    """By which of `PAST_NAMES` a model's forward takes its past."""
+    # Of the class: accelerate puts another forward into the module.
+    return PAST_NAMES[0] if PAST_NAMES[0] in signature(type(model).forward).parameters else PAST_NAMES[1]
 
 
 def layer_kinds(config: PretrainedConfig) -> list[type]:

@@ -69,13 +69,13 @@ def inputs_after(model: LanguageModel, prefix: Prefix | None, ids: Tensor, mask:
     if prefix is None:
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions(mask), "use_cache": False}
     whole = torch.cat([prefix.mask.expand(len(mask), -1), mask], dim=1)
-    from emosteer.model.past import Held, cache_with
+    from emosteer.model.past import Held, cache_with, past_name
 
     return {
         "input_ids": ids,
         "attention_mask": whole,
         "position_ids": positions(whole)[:, prefix.length :],
-        "past_key_values": cache_with(model.model.config, [Held(past) for past in prefix.layers]),
+        past_name(model.model): cache_with(model.model.config, [Held(past) for past in prefix.layers]),
         "use_cache": True,
     }
 
@@ -93,7 +93,7 @@ def read_prefix(model: LanguageModel, ids: Tensor, mask: Tensor, after: Prefix |
     Raises:
         TypeError: the model remembers by more than keys and values, such as recurrent states.
     """
-    from emosteer.model.past import cache_with, growing_layers
+    from emosteer.model.past import cache_with, growing_layers, past_name
 
     layers = growing_layers(model.model.config, after.layers if after else None)
     whole = torch.cat([after.mask, mask], dim=1) if after else mask
@@ -102,8 +102,8 @@ def read_prefix(model: LanguageModel, ids: Tensor, mask: Tensor, after: Prefix |
             input_ids=ids,
             attention_mask=whole,
             position_ids=positions(whole)[:, -ids.shape[1] :],
-            past_key_values=cache_with(model.model.config, layers),
             use_cache=True,
+            **{past_name(model.model): cache_with(model.model.config, layers)},
         )
     return Prefix(tuple((layer.keys, layer.values) for layer in layers), whole)
 

@@ -18,6 +18,7 @@ from zoo import FEATURES, WITHOUT_INTERFACE, ZOO, make, without_feature, zoo_bar
 from emosteer.engine import Decoding, Reply, Request, RowSeed
 from emosteer.engine.sampling import gumbel_noise
 from emosteer.model.language_model import wrap
+from emosteer.model.past import past_name
 from emosteer.steering import Push, Steering
 
 (TEXT,) = random_tokens(14)
@@ -119,7 +120,8 @@ def test_the_tolerance_is_that_of_rounding(name: str) -> None:
         with torch.no_grad():
             out = model(input_ids=ids[:, :4], use_cache=True)
             for position in range(4, len(text)):
-                out = model(input_ids=ids[:, position : position + 1], past_key_values=out.past_key_values, use_cache=True)
+                past = {past_name(model): out[past_name(model)]}
+                out = model(input_ids=ids[:, position : position + 1], use_cache=True, **past)
         whole = logits(model, text)
         error = out.logits[0, -1] - whole
         spreads.append(float((error.max() - error.min()) / whole.abs().max()))

@@ -12,6 +12,8 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import transformers
+from packaging.version import Version
 from tiny_models import (
     ALTERNATING,
     BLOCKS,
@@ -264,7 +266,13 @@ _PLAIN_FAMILIES: dict[str, tuple[Plain, ...]] = {
 
 ZOO = (*FAMILIES, *_ZOO)
 """Every architecture, by name."""
-WITHOUT_INTERFACE = ("bloom", "falcon", "falcon_grouped", "gptj", "mpt")
+WITHOUT_INTERFACE = (
+    "bloom",
+    "falcon",
+    "falcon_grouped",
+    "mpt",
+    *(("gptj",) if Version(transformers.__version__) < Version("5.24") else ()),
+)
 """Those whose attention is not to be had from outside."""
 WITH_STATES = ("qwen3_next", "lfm2")
 """Those that remember more than keys and values."""

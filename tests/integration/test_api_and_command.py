@@ -23,7 +23,7 @@ SAMPLED = {"max_new_tokens": 8, "do_sample": True, "temperature": 0.8, "n_sample
 def ran(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, library: Path) -> Desk:
     """One cell and its two controls that set a projection at the attention, sampled, as the command runs them."""
     desk = Desk(tmp_path_factory.mktemp("ran"), tiny_directory, library)
-    done = desk.run(
+    done = desk.run_warm(
         *(f"layer={LAYER}", f"coefficient={COEFFICIENT}", "site=attention", "scope=all", "intervention=set", "decay=0.9"),
         *("controls.random=2", "seed=3"),
         *(f"generation.{key}={str(value).lower()}" for key, value in SAMPLED.items()),

@@ -25,7 +25,7 @@ LAYER, COEFFICIENT = 2, 0.4
 def ran(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, library: Path) -> Desk:
     """One cell, as the command runs it."""
     desk = Desk(tmp_path_factory.mktemp("ran"), tiny_directory, library)
-    done = desk.run(f"layer={LAYER}", f"coefficient={COEFFICIENT}", "controls=none")
+    done = desk.run_warm(f"layer={LAYER}", f"coefficient={COEFFICIENT}", "controls=none")
     assert done.code == 0, done.text
     return desk
 

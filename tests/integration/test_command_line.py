@@ -117,7 +117,7 @@ def test_the_same_command_again_runs_nothing_and_needs_no_torch(after: Desk) -> 
 def test_one_coefficient_more_runs_the_new_cells_only(after: Desk) -> None:
     before = after.times()
 
-    done = after.run("-m", "layer=1,2", "coefficient=0.1,0.2,0.3")
+    done = after.run_warm("-m", "layer=1,2", "coefficient=0.1,0.2,0.3")
 
     assert done.code == 0, done.text
     assert kinds(new_records(after, before)) == ["joy_sadness"] * 2 + ["random0"] * 2
@@ -125,7 +125,7 @@ def test_one_coefficient_more_runs_the_new_cells_only(after: Desk) -> None:
 
 
 def test_a_second_grid_joins_the_first(after: Desk) -> None:
-    done = after.run("layer=2", "coefficient=-0.1")
+    done = after.run_warm("layer=2", "coefficient=-0.1")
 
     assert done.code == 0, done.text
     assert sorted(after.results().query("not is_control")["coefficient"]) == [-0.1, 0.1, 0.1, 0.3, 0.3]
@@ -146,7 +146,7 @@ def test_another_sweep_reuses_the_stores_cells(after: Desk) -> None:
 def test_force_runs_everything_again_with_the_same_replies(after: Desk) -> None:
     before, replies = after.times(), after.replies()
 
-    done = after.run(*GRID, "mode=force")
+    done = after.run_warm(*GRID, "mode=force")
 
     assert done.code == 0, done.text
     assert after.replies() == replies
@@ -156,7 +156,7 @@ def test_force_runs_everything_again_with_the_same_replies(after: Desk) -> None:
 def test_a_failing_cell_is_recorded_and_takes_no_other_with_it(after: Desk) -> None:
     before = after.times()
 
-    done = after.run("-m", "layer=1", "coefficient=1e39,0.2")
+    done = after.run_warm("-m", "layer=1", "coefficient=1e39,0.2")
 
     assert done.code == 1
     assert "Traceback" not in done.text, done.text
@@ -184,7 +184,7 @@ def test_a_model_that_cannot_be_loaded_fails_its_own_cells_only(desk: Desk, othe
     # Whole files, as far as planning looks into them.
     (damaged / "tokenizer.json").write_text("{}")
 
-    done = desk.run("-m", f"model.path={damaged},{desk.model}", "layer=1")
+    done = desk.run_warm("-m", f"model.path={damaged},{desk.model}", "layer=1")
 
     assert done.code == 1
     assert "Traceback" not in done.text, done.text
@@ -197,7 +197,7 @@ def test_a_scorer_of_ones_own_scores_stored_replies(after: Desk) -> None:
     before = after.times()
     mine = "+scorers.shouting._target_=my_scorers.shouting"
 
-    broken = after.run(*GRID, mine)
+    broken = after.run_warm(*GRID, mine)
 
     assert broken.code == 1
     assert "Traceback" not in broken.text, broken.text
@@ -209,7 +209,7 @@ def test_a_scorer_of_ones_own_scores_stored_replies(after: Desk) -> None:
     assert reused.code == 1, "mode=reuse leaves a failed cell failed"
     assert not reused.imported_torch
 
-    retried = after.run(*GRID, mine, "mode=retry")
+    retried = after.run_warm(*GRID, mine, "mode=retry")
 
     assert retried.code == 0, retried.text
     assert new_records(after, before) == set()
@@ -225,7 +225,9 @@ def test_a_scorer_of_ones_own_scores_stored_replies(after: Desk) -> None:
 
 
 def test_several_models_are_loaded_once_each(desk: Desk, other_directory: Path) -> None:
-    done = desk.run("-m", f"model.path={desk.model},{other_directory}", "coefficient=0.1,0.2", "layer=1", "worker.cells_per_claim=2")
+    done = desk.run_warm(
+        "-m", f"model.path={desk.model},{other_directory}", "coefficient=0.1,0.2", "layer=1", "worker.cells_per_claim=2"
+    )
 
     assert done.code == 0, done.text
     assert done.err.splitlines().count("loading tiny-llama") == 1
@@ -235,7 +237,7 @@ def test_several_models_are_loaded_once_each(desk: Desk, other_directory: Path) 
 
 
 def test_without_controls_and_with_coefficient_0(desk: Desk) -> None:
-    done = desk.run("-m", "coefficient=0,0.2", "layer=1", "controls=none")
+    done = desk.run_warm("-m", "coefficient=0,0.2", "layer=1", "controls=none")
 
     assert done.code == 0, done.text
     results = desk.results().set_index("coefficient")
@@ -253,7 +255,7 @@ def test_a_failed_attribution_fails_the_command(desk: Desk, tmp_path: Path) -> N
     record = {"id": "a", "clean": "Good?", "corrupted": "Bad?", "reply_prefix": "I am", "expressive": ["x"], "counterpart": ["y"]}
     few.write_text(json.dumps(record))
 
-    done = desk.run("layer=1", "attribution=patching", f"pair.diagnostics={few}")
+    done = desk.run_warm("layer=1", "attribution=patching", f"pair.diagnostics={few}")
 
     assert done.code == 1, done.text
     assert "Traceback" not in done.text
@@ -326,13 +328,13 @@ def test_an_interrupted_probe_does_not_say_that_cells_are_kept(tmp_path: Path, t
 
 def test_a_probe_checks_the_model_and_runs_no_cell(tmp_path: Path, tiny_directory: Path, library: Path) -> None:
     desk = Desk(tmp_path, tiny_directory, library)
-    done = desk.run("probe=true")
+    done = desk.run_warm("probe=true")
     assert done.code == 0, done.text
     for name in ("blocks", "template", "hooks", "engine", "attribution", "strength"):
         assert f"\n{name} " in done.out
     assert json.loads((desk.sweep / "probe.json").read_text())["model"]["blocks"] == 4
     assert not desk.store.exists()
-    refused = desk.run("-m", "probe=true", "seed=1,2")
+    refused = desk.run_warm("-m", "probe=true", "seed=1,2")
     assert refused.code == 1
     assert "probe=true checks one model, and runs no cell: give it without -m" in refused.err
     assert not desk.store.exists()

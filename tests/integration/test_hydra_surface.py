@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import Desk, Done
+from warm import run_warm
 
 from emosteer import __version__
 
@@ -155,6 +156,13 @@ def emosteer(desk: Desk, *arguments: str, **environment: str) -> Done:
         timeout=180,
     )
     return Done(process.returncode, process.stdout, process.stderr, bare.marker.exists())
+
+
+def emosteer_warm(desk: Desk, *arguments: str) -> Done:
+    """The same where how it starts is not what is tested."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(desk.library), "COLUMNS": "100", **desk.environment}
+    done = run_warm("emosteer.main", list(arguments), desk.directory, environment)
+    return Done(done.returncode, done.stdout, done.stderr, imported_torch=True)
 
 
 @pytest.fixture(scope="module")
@@ -388,7 +396,9 @@ def test_help_lists_the_users_own_options(users: Desk) -> None:
 @pytest.fixture(scope="module")
 def study(users: Desk) -> Done:
     """The user's experiment with all their groups; one axis is given anew, and what reads the variable is added."""
-    return emosteer(users, "--config-dir", "configs", "experiment=study", "coefficient=0.3", "controls=none", "~scorers.perplexity")
+    return emosteer_warm(
+        users, "--config-dir", "configs", "experiment=study", "coefficient=0.3", "controls=none", "~scorers.perplexity"
+    )
 
 
 def test_an_experiment_of_the_users_own_sweeps_without_a_flag_and_the_command_line_wins(users: Desk, study: Done) -> None:
@@ -417,7 +427,7 @@ def test_an_experiment_chooses_launcher_sweeper_and_logging(users: Desk, study: 
 def primary(users: Desk) -> Done:
     """A single run of a primary configuration of the user's own, with whatever a single run can be given."""
     Path(users.environment["MY_HEARD"]).unlink(missing_ok=True)
-    return emosteer(
+    return emosteer_warm(
         users,
         *("--config-dir", "primary", "-cn", "mine"),
         *LISTENING,
@@ -465,7 +475,7 @@ def test_a_mistake_shows_its_traceback_where_hydra_is_asked_to(desk: Desk) -> No
 
 def test_a_single_run_is_verbose_pickled_and_run_again(mine: Desk) -> None:
     """hydra.verbose, a log on stdout, Hydra's own callback, and --experimental-rerun of what that left."""
-    done = mine.run(
+    done = mine.run_warm(
         *TINY,
         *("layer=1", "controls=none", "hydra.verbose=[emosteer]", "hydra/job_logging=stdout"),
         "+hydra.callbacks.saved._target_=hydra.experimental.callbacks.PickleJobInfoCallback",
@@ -490,7 +500,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, own_li
     """A sweep with listeners, directories and a log file of the user's choice, in which one cell fails."""
     home = tmp_path_factory.mktemp("swept")
     desk = Desk(home, tiny_directory, own_library, environment={"MY_HEARD": str(home / "heard.jsonl")})
-    done = desk.run(
+    done = desk.run_warm(
         "-m",
         *LISTENING,
         "layer=1,2",
@@ -579,7 +589,7 @@ def test_the_environment_of_jobs_is_set_while_they_run_and_put_back(swept: tuple
 
 def test_hydras_own_launcher_tells_the_same(swept: tuple[Desk, Done], mine: Desk) -> None:
     """Events, values and order of each job."""
-    done = mine.run("-m", *LISTENING, "layer=1,2", "coefficient=1e39,0.1", "controls=none", "hydra/launcher=basic")
+    done = mine.run_warm("-m", *LISTENING, "layer=1,2", "coefficient=1e39,0.1", "controls=none", "hydra/launcher=basic")
 
     assert done.code == 1
     left_out = ("directory", "output_dir", "overrides")
@@ -597,7 +607,7 @@ def test_hydras_own_launcher_tells_the_same(swept: tuple[Desk, Done], mine: Desk
 def test_numbers_go_on_over_batches(mine: Desk) -> None:
     """Also: a choice, shuffled; values sorted; a key of the user's own that another refers to; a variable that is copied."""
     mine.environment["MY_VARIABLE"] = "set"
-    done = mine.run(
+    done = mine.run_warm(
         "-m",
         *TINY,
         *LISTENING[::2],
@@ -620,7 +630,7 @@ def test_numbers_go_on_over_batches(mine: Desk) -> None:
 
 def test_ranges_globs_and_a_key_inside_a_swept_group(mine: Desk) -> None:
     """Also: Hydra's mode instead of -m, and `++`."""
-    done = mine.run(
+    done = mine.run_warm(
         *TINY[::2],
         "hydra.mode=MULTIRUN",
         "pair=glob(*_*,exclude=[a*,love*])",
@@ -641,7 +651,7 @@ def test_ranges_globs_and_a_key_inside_a_swept_group(mine: Desk) -> None:
 
 
 def test_groups_of_the_users_own_in_a_search_path_are_swept(users: Desk) -> None:
-    done = emosteer(
+    done = emosteer_warm(
         users,
         *(
             "-m",

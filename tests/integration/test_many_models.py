@@ -56,7 +56,7 @@ def desk_with_prompts(home: Path, model: Path, library: Path) -> Desk:
 def models(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, other_directory: Path, own: Path) -> tuple[Desk, Done]:
     """Two models in two types with vectors by three methods: 12 cells."""
     desk = desk_with_prompts(tmp_path_factory.mktemp("many"), tiny_directory, own)
-    return desk, desk.run(
+    return desk, desk.run_warm(
         "-m",
         *SMALLER,
         "prompts.path=few.jsonl",
@@ -70,7 +70,7 @@ def models(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, other
 def ways(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, own: Path) -> tuple[Desk, Done]:
     """One vector at three sites in three scopes with two seeds on two prompts files: 36 cells."""
     desk = desk_with_prompts(tmp_path_factory.mktemp("ways"), tiny_directory, own)
-    return desk, desk.run(
+    return desk, desk.run_warm(
         "-m", *SMALLER, "site=residual,attention,mlp", "scope=generated,prompt,all", "seed=0,1", "prompts.path=few.jsonl,others.jsonl"
     )
 
@@ -162,7 +162,9 @@ def test_the_version_of_a_method_of_ones_own_is_part_of_the_id(models: tuple[Des
     before = desk.times()
     again = Desk(desk.directory, desk.model, desk.library, environment={"MY_VERSION": "2"})
 
-    done = again.run("-m", *SMALLER, "prompts.path=few.jsonl", "vector.method=mean_difference,my_methods.last_text", "name=raised")
+    done = again.run_warm(
+        "-m", *SMALLER, "prompts.path=few.jsonl", "vector.method=mean_difference,my_methods.last_text", "name=raised"
+    )
 
     assert done.code == 0, done.text
     now = again.times()
@@ -177,7 +179,7 @@ def union(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, own: P
     desk = Desk(tmp_path_factory.mktemp("union"), tiny_directory, own)
     seen = []
     for arguments in (("layer=1", "controls=none"), ("layer=2", "coefficient=0.2,0.4")):
-        done = desk.run("-m", *arguments)
+        done = desk.run_warm("-m", *arguments)
         assert done.code == 0, done.text
         seen.append(desk.results())
     return desk, seen

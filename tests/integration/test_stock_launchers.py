@@ -43,7 +43,7 @@ def noting(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def launched(home: Path, model: Path, noting: Path, *arguments: str) -> tuple[Desk, Done]:
     desk = Desk(home, model, noting, environment={"NOTED": str(home / "noted")})
-    return desk, desk.run(*GRID, *arguments)
+    return desk, desk.run_warm(*GRID, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -113,12 +113,12 @@ def test_each_job_has_a_directory_of_its_own(theirs: tuple[Desk, Done]) -> None:
 
 def test_a_launcher_of_hydras_own_never_writes_through_an_earlier_sweeps_links(desk: Desk) -> None:
     """Our launcher's jobs/0 is a link into the store, to a cell of other values."""
-    first = desk.run("-m", "layer=1", "controls=none", "prompts.limit=2")
+    first = desk.run_warm("-m", "layer=1", "controls=none", "prompts.limit=2")
     assert first.code == 0, first.text
     (cell,) = (desk.store / "cells").iterdir()
     before = {path.name: path.read_text() for path in (cell / ".hydra").iterdir()}
 
-    second = desk.run("-m", "layer=2", "controls=none", "prompts.limit=2", "hydra/launcher=basic")
+    second = desk.run_warm("-m", "layer=2", "controls=none", "prompts.limit=2", "hydra/launcher=basic")
 
     assert second.code == 0, second.text
     assert {path.name: path.read_text() for path in (cell / ".hydra").iterdir()} == before
@@ -129,7 +129,7 @@ def test_a_launcher_of_hydras_own_never_writes_through_an_earlier_sweeps_links(d
 def searched(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, library: Path) -> tuple[Desk, Done]:
     """The experiment `search`, small: Optuna looks for what raises perplexity most, below a limit that some trials pass."""
     desk = Desk(tmp_path_factory.mktemp("searched"), tiny_directory, library)
-    return desk, desk.run(
+    return desk, desk.run_warm(
         *SEARCH,
         "objective.column=perplexity_delta",
         "objective.at_most={perplexity_ratio:1.3}",
@@ -164,7 +164,7 @@ def test_the_best_trial_is_the_best_cell_within_the_limit(searched: tuple[Desk, 
 
 
 def test_a_search_may_minimise_and_outlives_a_failed_trial(desk: Desk) -> None:
-    done = desk.run(
+    done = desk.run_warm(
         *SEARCH,
         *("objective=none", "objective.column=perplexity_ratio", "objective.direction=minimize", "controls.random=0"),
         *("layer=1", "coefficient=choice(0.1,0.4,1e39)", "prompts.limit=2"),

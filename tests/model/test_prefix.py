@@ -17,6 +17,7 @@ from torch import Tensor
 
 from emosteer.model.language_model import LanguageModel, wrap
 from emosteer.model.padding import pad_left, pad_right
+from emosteer.model.past import past_name
 from emosteer.model.prefix import Prefix, agrees, common_beginning, inputs_after, read_prefix
 
 HEAD = random_tokens(7, seed=70)[0]  # longer than the sliding window
@@ -134,7 +135,7 @@ def forgetful() -> Iterator[LanguageModel]:
     model = tiny_model("llama")
 
     def forget(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        past = kwargs.get("past_key_values")
+        past = kwargs.get(past_name(model.model))
         if past is not None and past.get_seq_length():
             kwargs = {key: kwargs[key] for key in ("input_ids", "position_ids")} | {"use_cache": False}
         return args, kwargs
@@ -159,7 +160,7 @@ def test_lack_of_memory_is_not_taken_for_a_model_that_cannot() -> None:
     blocks = model.anatomy.blocks
 
     def fails(_module: Any, _args: Any, kwargs: Any) -> None:
-        if kwargs.get("past_key_values") is not None:
+        if kwargs.get(past_name(blocks[0])) is not None:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     handle = blocks[0].register_forward_pre_hook(fails, with_kwargs=True)
