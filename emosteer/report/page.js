@@ -282,12 +282,16 @@
   // plotly draws in several steps, and what it draws must not be taken away between them: one drawing waits for the one before.
   let drawing = Promise.resolve();
   let newest = 0;
+  let paper; // how wide charts are while the page is printed, in pixels
 
   function inTurn(draw) {
     const turn = ++newest;
     document.documentElement.dataset.charts = "drawing";
     drawing = drawing.then(() => (turn === newest ? draw() : null)).catch(tell).then(() => {
-      if (turn === newest) document.documentElement.dataset.charts = "ready";
+      if (turn !== newest) return;
+      // Going to print changes the colours too, so that charts may have been drawn anew meanwhile, as wide as the screen.
+      if (paper !== undefined) resize(paper);
+      document.documentElement.dataset.charts = "ready";
     });
   }
 
@@ -722,6 +726,7 @@
   }
 
   function resize(width) {
+    paper = width;
     if (!hasPlotly) return;
     for (const chart of document.querySelectorAll(".chart")) window.Plotly.relayout(chart, { width, autosize: width === undefined });
   }
