@@ -32,8 +32,9 @@ lint: $(READY)
 test: lint
 	$(BIN)/python launch/dev_cluster install
 	bash scripts/browser.sh
-	# Two processes; more threads than cores are slower than one each. Long files first, as tests/conftest.py has them.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	# Of three processes one mostly waits, for SLURM or a server; more threads than cores are slower than one each. Long files first, as
+	# tests/conftest.py has them.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 docs: $(READY)
 	$(BIN)/sphinx-build -W --keep-going -n -E -q -b html docs site

@@ -20,16 +20,12 @@ SMOLLM2 = ModelConfig(
 
 
 LONG = (
-    *("slurm/test_faults.py", "launch/test_cluster.py", "integration/test_sweep_commands_on_slurm.py", "tracking/test_wandb_runs.py"),
-    *(
-        "integration/test_survival.py",
-        "integration/test_hydra_surface.py",
-        "integration/test_bad_input.py",
-        "engine/test_mixtures.py",
-    ),
-    *("engine/test_zoo.py", "engine/test_engine.py", "integration/test_command_line.py", "integration/test_stock_launchers.py"),
+    *("slurm/test_faults.py", "test_docs.py", "integration/test_survival.py", "tracking/test_wandb_runs.py", "test_fuzz.py"),
+    *("integration/test_command_line.py", "integration/test_sweep_commands_on_slurm.py", "engine/test_engine.py"),
+    *("integration/test_hydra_surface.py", "integration/test_bad_input.py", "test_planning.py", "attribution/test_attribution.py"),
+    *("launch/test_cluster.py", "test_tables.py", "engine/test_mixtures.py", "integration/test_stock_launchers.py"),
 )
-"""What takes long begins first, or one process would be at it when the other has nothing left; what mostly waits, before that."""
+"""The longest begin first, or one process would be at them when the others have nothing left; what mostly waits stands apart."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
