@@ -1,6 +1,6 @@
 """What tracking costs a sweep's wall clock, whatever the server does: python benchmarks/tracking.py [--rounds 3] [--prompts 8]
 
-    python benchmarks/tracking.py [--rounds 3] [--prompts 8] [--tokens 40] [--directory DIR] [--json FILE]
+    python benchmarks/tracking.py [--rounds 3] [--prompts 8] [--tokens 40] [--modes answers 429] [--directory DIR] [--json FILE]
 
 Each round gives, for each way in which a server may behave, and without tracking, two commands in a row under one name, with
 SmolLM2, in a fresh directory whose store has vector and baseline already: while the second one steers, the first one's runs are
@@ -34,7 +34,7 @@ from wandb_stand_in import ANSWERS, FAULTS, KEY, stand_in
 Numbers = dict[str, list[float]]
 """Of each way in which a server behaves, a number a round."""
 OFF = "off"
-MODES = (OFF, ANSWERS, *FAULTS)
+MODES = (ANSWERS, *FAULTS)
 LAYERS = ("9,13", "17,21")
 """Of the first command and of the second."""
 
@@ -42,9 +42,10 @@ LAYERS = ("9,13", "17,21")
 def main() -> None:
     """Measure, and print the table."""
     options = _options()
-    seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
-    worked: dict[str, list[float]] = {mode: [] for mode in MODES}
-    requests: dict[str, list[int]] = {mode: [] for mode in MODES}
+    modes = (OFF, *options.modes)
+    seconds: dict[str, list[float]] = {mode: [] for mode in modes}
+    worked: dict[str, list[float]] = {mode: [] for mode in modes}
+    requests: dict[str, list[int]] = {mode: [] for mode in modes}
     with tempfile.TemporaryDirectory(dir=options.directory) as prepared:
         _prepare(Path(prepared), options)
         _rounds(Path(prepared), options, seconds, worked, requests)
@@ -52,9 +53,10 @@ def main() -> None:
 
 
 def _rounds(prepared: Path, options: argparse.Namespace, seconds: Numbers, worked: Numbers, requests: dict[str, list[int]]) -> None:
+    modes = list(seconds)
     for number in range(options.rounds):
-        turned = MODES[number % len(MODES) :] + MODES[: number % len(MODES)]
-        for mode in turned:
+        first = number % len(modes)
+        for mode in modes[first:] + modes[:first]:
             took, cpu, seen = _measure(mode, prepared, options)
             seconds[mode].append(took)
             worked[mode].append(cpu)
@@ -63,9 +65,9 @@ def _rounds(prepared: Path, options: argparse.Namespace, seconds: Numbers, worke
 
 
 def _print(options: argparse.Namespace, seconds: Numbers, worked: Numbers, requests: dict[str, list[int]]) -> None:
-    ratios, work = ({m: [a / b for a, b in zip(of[m], of[OFF], strict=True)] for m in MODES} for of in (seconds, worked))
+    ratios, work = ({m: [a / b for a, b in zip(of[m], of[OFF], strict=True)] for m in of} for of in (seconds, worked))
     print(f"{'server':10} {'seconds':>8} {'ratio':>7} {'least':>7} {'most':>7} {'of CPU':>7} {'requests meanwhile':>19}")
-    for mode in MODES:
+    for mode in seconds:
         middle = statistics.median(ratios[mode])
         ends = f"{min(ratios[mode]):7.3f} {max(ratios[mode]):7.3f} {statistics.median(work[mode]):7.3f}"
         ends += f" {statistics.median(requests[mode]):19.0f}"
@@ -155,6 +157,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=40)
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="how the server behaves")
     parser.add_argument("--directory", type=Path)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
