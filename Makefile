@@ -1,6 +1,6 @@
 # `make sweep` and `make test` set everything up themselves, and are quick the second time.
 #   make sweep      the demonstration sweep: SmolLM2 on this machine, a few minutes
-#   make test       lint, types and all tests but the slow ones, about fifteen minutes
+#   make test       lint, types and all tests but the slow ones, some eighteen minutes on two cores
 #   make test-slow  the tests that take a minute or more each: real installs, long fuzzing
 #   make cluster    a SLURM of two nodes on this machine (launch/README.md); make cluster-down ends it
 #   make docs       the site, in site/: some ten seconds, without a network
@@ -32,9 +32,8 @@ lint: $(READY)
 test: lint
 	$(BIN)/python launch/dev_cluster install
 	bash scripts/browser.sh
-	# Of three processes one mostly waits, for SLURM or a server; more threads than cores are slower than one each. Long files first, as
-	# tests/conftest.py has them.
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+	# Two processes: three are slower on two cores, and so are more threads than cores. Long files first, as tests/conftest.py has them.
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 docs: $(READY)
 	$(BIN)/sphinx-build -W --keep-going -n -E -q -b html docs site
