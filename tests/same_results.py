@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 if TYPE_CHECKING:
-    from integration.conftest import Desk
+    from desk import Desk
 
 ROW = ["cell_id", "prompt_id", "sample"]
 """What tells the rows of replies.parquet apart."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Desk
+from desk import Desk
 
 import emosteer
 from emosteer.model.language_model import LanguageModel

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from bad_input import DEVICES, MISTAKES, PLAIN, SECRET, Mistake, left_behind, make_bad_files
-from conftest import Desk
+from desk import Desk
 from hydra.core.global_hydra import GlobalHydra
 
 import emosteer.main

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from conftest import Desk
+from desk import Desk
 from typer.testing import CliRunner, Result
 
 import emosteer

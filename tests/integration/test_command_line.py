@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Desk
+from desk import Desk
 
 GRID = ("-m", "layer=1,2", "coefficient=0.1,0.3")
 """4 cells, 4 controls, 1 baseline."""

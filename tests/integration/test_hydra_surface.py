@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from conftest import Desk, Done
+from desk import Desk, Done
 from warm import run_warm
 
 from emosteer import __version__

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Desk, Done
+from desk import Desk, Done
 
 from emosteer.statistics import false_discovery_rate
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import Desk, Done
+from desk import Desk, Done
 from disks import copied, heed_permissions, read_only, resize, small_disk
 from test_survival import wait
 

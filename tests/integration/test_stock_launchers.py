@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import Desk, Done
+from desk import Desk, Done
 
 from emosteer.config import EFFECTS, METRICS, NUMBERS, StatisticsConfig
 

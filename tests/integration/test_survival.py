@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Desk
+from desk import Desk
 from same_results import assert_same_results
 
 SWEEP = (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Desk
+from desk import Desk
 from typer.testing import CliRunner, Result
 
 from emosteer.sweep_cli import app

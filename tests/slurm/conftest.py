@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from integration.conftest import Desk, save_tiny_model
+from desk import Desk, save_tiny_model
 from side_by_side import Bench
 from slurm_cluster import accounting_cluster, cluster, idle_cluster
 from slurm_desk import GRID, N_RECORDS, PACED

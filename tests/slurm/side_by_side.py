@@ -12,8 +12,8 @@ from threading import Lock
 
 import pytest
 from _pytest.mark import ParameterSet
+from desk import Desk
 from dev_cluster import Cluster, Settings
-from integration.conftest import Desk
 from slurm_desk import SlurmDesk
 
 AT_ONCE = 4

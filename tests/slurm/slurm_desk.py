@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from desk import Desk, Done
 from dev_cluster import Cluster, ClusterError, Job
-from integration.conftest import Desk, Done
 from same_results import assert_same_results
 
 PATIENCE_SECONDS = 300.0

@@ -7,8 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from desk import Desk
 from dev_cluster import Cluster
-from integration.conftest import Desk
 from side_by_side import Bench
 from slurm_desk import SlurmDesk
 

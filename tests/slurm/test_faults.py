@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from desk import Desk
 from disks import fill, small_disk
-from integration.conftest import Desk
 from same_results import assert_same_results
 from side_by_side import Bench, Fault, Night, params
 from slurm_desk import N_RECORDS, N_RUNS, PATIENCE_SECONDS, SlurmDesk

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from desk import Desk
 from dev_cluster import Cluster
-from integration.conftest import Desk
 from side_by_side import Bench
 from slurm_desk import SlurmDesk
 

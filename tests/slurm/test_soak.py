@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from desk import Desk
 from dev_cluster import Cluster, ClusterError
 from dev_cluster.processes import HEAD
 from dev_cluster.settings import NODES
-from integration.conftest import Desk
 from side_by_side import Bench, cluster_of
 from slurm_desk import GRID, PATIENCE_SECONDS, Holder, SlurmDesk
 
