@@ -25,6 +25,7 @@ SWEEP = (
 )
 """12 cells, 12 controls, 1 baseline."""
 N_RECORDS = 25
+KILLS = 10
 
 
 def wait(process: subprocess.Popen[str], seconds: float, until: Callable[[], bool] = lambda: False) -> None:
@@ -47,14 +48,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_directory: Path, 
     return desk, first, time.monotonic() - started
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(10, marks=pytest.mark.slow)])
-def test_killed_at_random_moments_it_ends_the_same(undisturbed: tuple[Desk, float, float], desk: Desk, kills: int) -> None:
+def test_killed_at_ten_moments_it_ends_the_same(undisturbed: tuple[Desk, float, float], desk: Desk) -> None:
     reference, first, whole = undisturbed
     seed = secrets.randbits(32)
     print(f"seed {seed}: a run takes {whole:.1f} s, its first record comes after {first:.1f} s")
     chance = random.Random(seed)
     kept = [0]
-    for number in range(kills):
+    for number in range(KILLS):
         process = desk.popen(*SWEEP, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if number == 0 or kept[-1] == N_RECORDS:
             # Into the imports, or into the tables.
@@ -67,17 +67,17 @@ def test_killed_at_random_moments_it_ends_the_same(undisturbed: tuple[Desk, floa
         process.wait()
         kept.append(len(desk.records()))
     print(f"records after each kill: {kept}")
-    done = desk.run_warm(*SWEEP)
+    done = desk.run(*SWEEP)
 
     assert done.code == 0, done.text
     assert kept == sorted(kept), "a finished cell is never lost"
-    assert len(set(kept)) >= kills // 2, "the kills fell where there was work"
+    assert len(set(kept)) > 4, "the kills fell where there was work"
     assert_same_results(desk, reference)
     assert list((desk.store / "claims").glob("[!.]*")) == []
     again = desk.run(*SWEEP)
     assert "Nothing to run" in again.text
     # What a killed process was writing stays behind under a name that nobody reads.
-    assert len(desk.unfinished()) <= 3 * kills
+    assert len(desk.unfinished()) <= 3 * KILLS
 
 
 def test_ctrl_c_says_that_finished_cells_are_kept_and_the_same_command_goes_on(
@@ -97,7 +97,7 @@ def test_ctrl_c_says_that_finished_cells_are_kept_and_the_same_command_goes_on(
     before = desk.times()
     assert 0 < len(before) < N_RECORDS
 
-    done = desk.run_warm(*SWEEP)
+    done = desk.run(*SWEEP)
 
     assert done.code == 0, done.text
     assert {cell_id: desk.times()[cell_id] for cell_id in before} == before
@@ -119,7 +119,7 @@ def test_replies_do_not_depend_on_how_the_work_was_packed(
     undisturbed: tuple[Desk, float, float], desk: Desk, packing: tuple[str, ...]
 ) -> None:
     given = {option.partition("=")[0] for option in packing}
-    done = desk.run_warm(*(option for option in SWEEP if option.partition("=")[0] not in given), *packing)
+    done = desk.run(*(option for option in SWEEP if option.partition("=")[0] not in given), *packing)
 
     assert done.code == 0, done.text
     assert_same_results(desk, undisturbed[0])

@@ -64,7 +64,7 @@ def nobody_disturbs_it(desk: SlurmDesk, undisturbed: Desk) -> None:
 @fault()
 def a_cell_raises(desk: SlurmDesk, undisturbed: Desk) -> None:
     """24 cells with a bug beside 24 without: it is nobody else's, runs once, and the jobs tell of it."""
-    desk.submit(overrides=("vector.method=mean_difference,paced.raises",), cells_fail=True)
+    desk.submit(overrides=("vector.method=mean_difference,paced.raises",))
     states = desk.wait_until_ended()
     failures = desk.failures()
     assert len(failures) == N_RECORDS - 1
