@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -30,6 +31,11 @@ class Push:
     """[width] float32, at its full length: what is added."""
     cleared: Tensor | None = None
     """[width] float32, of length 1: the direction along which the state's own part is taken out; None leaves it all."""
+
+    @property
+    def first_block(self) -> int:
+        """The first block whose own states it makes different: the next one where it is what a block puts out that changes."""
+        return self.layer + (self.site == "residual")
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +66,15 @@ class Steering:
     def touches_reply(self) -> bool:
         """Whether positions after the prompt are steered."""
         return self.scope in ("generated", "all")
+
+    @property
+    def first_block(self) -> int:
+        """The first block whose own states it makes different; there must be a push."""
+        return min(push.first_block for push in self.pushes)
+
+    def reaches(self, stop: int) -> bool:
+        """Whether it makes states of any block below `stop` different."""
+        return any(push.first_block < stop for push in self.pushes)
 
     def strengths(self, n_prompt: int, n_tokens: int) -> list[float]:
         """By how much each of a row's first `n_tokens` positions is steered, where the prompt has `n_prompt`; 0 is not at all."""
@@ -262,14 +277,28 @@ class Interventions:
             self.fading.keep(rows)
 
     @contextmanager
-    def applied(self, anatomy: Anatomy) -> Iterator[None]:
-        """Intervene at every position while the model runs inside."""
+    def applied(self, anatomy: Anatomy, rows_at: Callable[[Place], Tensor | None] = lambda _: None) -> Iterator[None]:
+        """Intervene at every position while the model runs inside.
+
+        Args:
+            anatomy: the model's.
+            rows_at: which rows [row] of the batch are at a place; None for all in order.
+        """
         strength = None if self.fading is None else self.fading.strength
         with ExitStack() as stack:
-            for (site, layer), table in self.added.items():
-                steered = _steered_batch(table, self.cleared.get((site, layer)), strength)
-                stack.enter_context(replace_output(anatomy.module(site, layer), steered))
+            for place, table in self.added.items():
+                rows = rows_at(place)
+                steered = _steered_batch(_of(table, rows), _of(self.cleared.get(place), rows), _of(strength, rows))
+                stack.enter_context(replace_output(anatomy.module(*place), steered))
             yield
+
+
+@overload
+def _of(table: Tensor, rows: Tensor | None) -> Tensor: ...
+@overload
+def _of(table: Tensor | None, rows: Tensor | None) -> Tensor | None: ...
+def _of(table: Tensor | None, rows: Tensor | None) -> Tensor | None:
+    return table if table is None or rows is None else table[rows.to(table.device)]
 
 
 def _change(states: Tensor, added: Tensor, cleared: Tensor | None) -> Tensor:

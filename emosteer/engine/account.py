@@ -33,6 +33,8 @@ class Account:
     """Forwards that generated."""
     row_steps: int = 0
     """Rows in those forwards, ended ones included."""
+    blocks_spared: int = 0
+    """Of those rows, blocks that were run for another with the same history (see `stages`)."""
 
     @property
     def rows(self) -> float:

@@ -7,10 +7,10 @@ row's past are softened apart and merged by their log-sum-exps, which is exact.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -175,6 +175,12 @@ class View:
     def __post_init__(self) -> None:
         self._added: dict[tuple[int, int], tuple[Tensor, Added]] = {}
 
+    def of_rows(self, rows: Tensor, crowd: Crowd) -> View:
+        """What some rows see [row], which are crowded so."""
+        return replace(
+            self, crowd=crowd, seen=self.seen[rows], positions=self.positions[rows], query_positions=self.query_positions[rows]
+        )
+
     def added(self, mask: Tensor, group: int, is_private: Tensor | None) -> Added:
         """What a mask adds to scores.
 
@@ -213,6 +219,8 @@ class SharedLayer(CacheLayerMixin):  # type: ignore[misc] # transformers has no 
         super().__init__()
         self.expands = expands
         self.n_private, self.room = n_private, room
+        self.n_rows = n_rows
+        """That there are now."""
         self.key_room, self.value_room = (
             torch.zeros(n_rows, one.shape[0], n_private + room, one.shape[2], dtype=one.dtype, device=one.device) for one in like
         )
@@ -233,8 +241,8 @@ class SharedLayer(CacheLayerMixin):  # type: ignore[misc] # transformers has no 
         """Write the new tokens' keys and values [row, head, 1, width] into their column."""
         assert self.view is not None
         column = self.view.column + self.n_private
-        self.key_room.index_copy_(2, column, key_states)
-        self.value_room.index_copy_(2, column, value_states)
+        self.key_room[: self.n_rows].index_copy_(2, column, key_states)
+        self.value_room[: self.n_rows].index_copy_(2, column, value_states)
         kept = self._kept()
         if not self.expands:
             return kept.keys, kept.values
@@ -244,8 +252,8 @@ class SharedLayer(CacheLayerMixin):  # type: ignore[misc] # transformers has no 
         assert self.view is not None
         stop = self.n_private + self.view.n_columns
         return Held(
-            self.key_room[:, :, :stop],
-            self.value_room[:, :, :stop],
+            self.key_room[: self.n_rows, :, :stop],
+            self.value_room[: self.n_rows, :, :stop],
             self.shared_keys[:, :, : self.view.n_shared],
             self.shared_values[:, :, : self.view.n_shared],
         )
@@ -261,7 +269,7 @@ class SharedLayer(CacheLayerMixin):  # type: ignore[misc] # transformers has no 
             if keys.shape != kept.keys.shape or values.shape != kept.values.shape:
                 raise Expanding("it makes keys and values of what its cache gives back")
             return kept
-        rows, stop, n_shared = len(self.key_room), kept.keys.shape[2], kept.shared_keys.shape[2]
+        rows, stop, n_shared = self.n_rows, kept.keys.shape[2], kept.shared_keys.shape[2]
         return Held(keys[:rows, :, :stop], values[:rows, :, :stop], keys[rows:, :, :n_shared], values[rows:, :, :n_shared])
 
     def make_room(self, n_prompts: int, length: int) -> bool:
@@ -285,7 +293,23 @@ class SharedLayer(CacheLayerMixin):  # type: ignore[misc] # transformers has no 
         """Drop all rows but these."""
         own = rows.to(self.key_room.device)
         self.key_room, self.value_room = self.key_room[own], self.value_room[own]
-        self.keys, self.values = self.key_room, self.value_room
+        self.keys, self.values, self.n_rows = self.key_room, self.value_room, len(rows)
+
+    def rearrange(self, moves: Sequence[tuple[int, int]], n_rows: int, room: int) -> None:
+        """Let rows take the pasts of others.
+
+        Args:
+            moves: (row, the row whose past it takes), all at once.
+            n_rows: that there are then.
+            room: rows that there may come to be.
+        """
+        if moves:
+            rows, sources = (torch.tensor(numbers, device=self.key_room.device) for numbers in zip(*moves, strict=True))
+            self.key_room[rows], self.value_room[rows] = self.key_room[sources], self.value_room[sources]
+        if room < len(self.key_room):
+            self.key_room, self.value_room = self.key_room[:room].clone(), self.value_room[:room].clone()
+            self.keys, self.values = self.key_room, self.value_room
+        self.n_rows = n_rows
 
     def get_seq_length(self) -> int:
         """Not zero: models take that for a prompt."""
@@ -300,13 +324,13 @@ class SharedLayer(CacheLayerMixin):  # type: ignore[misc] # transformers has no 
         return self.get_seq_length() + query_length, 0
 
 
-_running: ContextVar[list[CacheLayerMixin]] = ContextVar("running")
-"""The cache layers of the batch that runs; transformers passes no cache to an attention function."""
+_running: ContextVar[tuple[Sequence[CacheLayerMixin], View]] = ContextVar("running")
+"""The cache layers of the batch that runs, and what all its rows see; transformers passes no cache to an attention function."""
 
 
 @contextmanager
-def installed(model: PreTrainedModel, layers: list[CacheLayerMixin]) -> Iterator[None]:
-    """Let a model attend by this module's functions to these layers, as it runs inside.
+def installed(model: PreTrainedModel, layers: Sequence[CacheLayerMixin], view: View) -> Iterator[None]:
+    """Let a model attend by this module's functions to these layers, as it runs inside, where all rows have this view.
 
     Raises:
         Unsuitable: its attention cannot be chosen.
@@ -315,7 +339,7 @@ def installed(model: PreTrainedModel, layers: list[CacheLayerMixin]) -> Iterator
     if not model._can_set_attn_implementation():
         raise Unsuitable("its attention does not go through transformers' interface")
     model.set_attn_implementation(NAME)
-    token = _running.set(layers)
+    token = _running.set((layers, view))
     try:
         yield
     finally:
@@ -346,7 +370,8 @@ def attend(
     """
     if unknown := unknown_arguments(rest):
         raise Unsuitable(f"its attention is given {', '.join(unknown)}")
-    layer = _running.get()[module.layer_idx]  # type: ignore[index]
+    layers, _ = _running.get()
+    layer = layers[module.layer_idx]  # type: ignore[call-overload]
     if not isinstance(layer, SharedLayer) or layer.view is None or attention_mask is None:
         raise Unsuitable("its attention has no mask or no cache of its own")
     held = layer.held(key, value)
@@ -375,8 +400,7 @@ def mask(
     batch_size: int, q_length: int, kv_length: int, mask_function: Callable[..., Tensor], device: torch.device, **rest: Any
 ) -> Tensor:
     """The mask [row, 1, 1, column] of a step, as a model asks for it: its windows and chunks over the columns of `View`."""
-    view = next(layer.view for layer in _running.get() if isinstance(layer, SharedLayer))
-    assert view is not None
+    _, view = _running.get()
     rows = torch.arange(batch_size, device=device)[:, None, None, None]
     heads = torch.zeros_like(rows)
     allowed = mask_function(rows, heads, view.query_positions[:, None, None, None], view.positions[:, None, None, :])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from transformers import Cache
 
 from emosteer.engine.head import sliced
 from emosteer.model.anatomy import hidden
-from emosteer.model.capture import replace_output
+from emosteer.model.capture import replace_output, with_hidden
 from emosteer.model.language_model import LanguageModel
 from emosteer.model.past import PAST_NAMES, past_name
 
@@ -105,6 +106,75 @@ def _passing(as_tuple: bool) -> Callable[..., Any]:
         return (states,) if as_tuple else states
 
     return forward
+
+
+@dataclass(frozen=True)
+class Narrowing:
+    """Blocks that run some rows of a batch only."""
+
+    start: int
+    stop: int
+    n_rows: int
+    """Of the batch, more than one."""
+    rows: Tensor
+    """[row that runs]: its number in the batch."""
+    onward: Tensor
+    """[row that runs after them]: which of those that run here it is."""
+
+
+class NotByRowError(Exception):
+    """A model's blocks take or give something that is not by row."""
+
+
+@contextmanager
+def narrowed(blocks: Sequence[nn.Module], narrowings: Sequence[Narrowing]) -> Iterator[None]:
+    """Let the first blocks run some rows only, as the model is called with all of them inside, one position each.
+
+    What a block is given besides the states is the model's for all rows: of that, it gets its rows' part.
+
+    Args:
+        blocks: the model's.
+        narrowings: one after the other, from the first block on; hooks on a last block see what goes on from it.
+
+    Raises:
+        NotByRowError: the states between blocks are not [row, position, width].
+    """
+    with ExitStack() as stack:
+        for narrowing in narrowings:
+            chosen: dict[int, tuple[Tensor, Tensor]] = {}
+            for number in range(narrowing.start, narrowing.stop):
+                block = blocks[number]
+                stack.enter_context(_instead(block, _narrow(block.forward, narrowing, number, chosen)))
+        yield
+
+
+def _narrow(
+    forward: Callable[..., Any], narrowing: Narrowing, number: int, chosen: dict[int, tuple[Tensor, Tensor]]
+) -> Callable[..., Any]:
+    """A block's forward for a narrowing's rows. `chosen`: by id, what was given for all rows, and its part."""
+
+    def part(given: Any) -> Any:
+        if isinstance(given, tuple | list):
+            return tuple(part(one) for one in given)
+        if isinstance(given, dict):
+            return {name: part(one) for name, one in given.items()}
+        # By row are positions [row, 1], masks [row, 1, 1, column], rotations [row, 1, width].
+        if not isinstance(given, Tensor) or given.shape[:2] != (narrowing.n_rows, 1):
+            return given
+        if id(given) not in chosen:
+            chosen[id(given)] = given, given[narrowing.rows]
+        return chosen[id(given)][1]
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        states = args[0] if args else kwargs.pop("hidden_states")
+        if number == 0:
+            states = states[narrowing.rows]
+        if states.ndim != 3 or len(states) != len(narrowing.rows):
+            raise NotByRowError(f"block {number} is given states {list(states.shape)}")
+        output = forward(states, *map(part, args[1:]), **part(kwargs))
+        return with_hidden(output, hidden(output)[narrowing.onward]) if number == narrowing.stop - 1 else output
+
+    return run
 
 
 @contextmanager

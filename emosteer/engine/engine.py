@@ -129,7 +129,8 @@ class Engine:
         """An empty batch."""
         if self.path == SHARED:
             assert like is not None
-            return SharedRows(self.model, self.body, n_rows, extent, like, self.chooser.expands, self.chooser.recorder)
+            chooser = self.chooser
+            return SharedRows(self.model, self.body, n_rows, extent, like, chooser.expands, chooser.recorder, chooser.narrows)
         if self.path == STOCK:
             return StockRows(self.model, self.body, n_rows, extent)
         assert self.path == REREAD
@@ -210,6 +211,7 @@ class _Batch:
         """The rows' next tokens [row]."""
         chosen = []
         requests, steps = [row.request for row in self.rows], [len(row.tokens) for row in self.rows]
+        self.account.blocks_spared += batch.blocks_spared
         for rows, logits in batch.step():
             own = choose_tokens(logits, requests[rows], steps[rows], self.model.stop_tokens)
             chosen.append(own.tokens)

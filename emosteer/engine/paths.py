@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from emosteer.config import ENGINE_PATHS
 from emosteer.engine.account import Account
 from emosteer.engine.attention import Expanding, Unsuitable
-from emosteer.engine.body import Body
+from emosteer.engine.body import Body, NotByRowError
 from emosteer.engine.cache import holds_states
 from emosteer.engine.prefixes import Prefixes
 from emosteer.engine.recording import CudaRecorder, Recorder
@@ -40,6 +41,11 @@ SHORT = 24
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2}
 """Largest difference of logits, relative to the largest: a hundred times rounding in float32, a tenth of what a wrong mask does."""
 
+TRIED_TOGETHER = 2
+"""Tokens that two rows of the trial begin with."""
+FAILURES = (RuntimeError, ValueError, TypeError, AttributeError, KeyError, IndexError, AssertionError, NotImplementedError)
+"""What a model raises that cannot be run in a way."""
+
 
 class Chooser:
     """Finds the fastest path that gives the model's own logits.
@@ -65,6 +71,9 @@ class Chooser:
         """Whether the model makes keys and values of what its cache keeps (see `attention.Expanding`)."""
         self.recorder: Recorder | None = CudaRecorder() if _can_record(model) else None
         """Makes recordings of the shared path's steps; None where nothing is gained."""
+        self.narrows = model.device.type == "cpu"
+        """Whether rows with one history may run as one below the steered blocks (see `stages`). On a GPU rows are nearly free,
+        and recordings have fixed shapes."""
         self._tried = 0
         """Length of the longest row of the trials so far."""
         self._windows = sorted(_windows(model))
@@ -109,27 +118,31 @@ class Chooser:
         off = 0.0
         try:
             for self.branches in (True, False):
-                off = self._recording_error(path, length)
+                off = self._narrowing_error(path, length)
                 if off <= self._tolerance:
                     return ""
         except Unsuitable as unsuitable:
             return str(unsuitable)
-        except (
-            RuntimeError,
-            ValueError,
-            TypeError,
-            AttributeError,
-            KeyError,
-            IndexError,
-            AssertionError,
-            NotImplementedError,
-        ) as error:
+        except FAILURES as error:
             return f"{type(error).__name__}: {error}"
         return f"its logits differ by {off:.1e} of the largest"
 
     @property
     def _tolerance(self) -> float:
         return TOLERANCE.get(self.model.dtype, 5e-2)
+
+    def _narrowing_error(self, path: str, length: int) -> float:
+        if self.narrows and path == SHARED:
+            try:
+                off = self._recording_error(path, length)
+                why = f"its logits then differ by {off:.1e} of the largest"
+            except (NotByRowError, *FAILURES) as error:
+                off, why = math.inf, f"{type(error).__name__}: {error}"
+            if off <= self._tolerance:
+                return off
+            log.info("%s: rows with one history do not run as one: %s", self.model.name, why)
+            self.narrows = False
+        return self._recording_error(path, length)
 
     def _recording_error(self, path: str, length: int) -> float:
         off = self._expanding_error(path, length)
@@ -155,7 +168,7 @@ class Chooser:
         found = prefixes.of([prefix_key(request) for request in requests])
         extent, first = Extent.of(requests), requests[:-1]
         rows: Rows = (
-            SharedRows(self.model, self.body, len(first), extent, found[0], self.expands, self.recorder)
+            SharedRows(self.model, self.body, len(first), extent, found[0], self.expands, self.recorder, self.narrows)
             if path == SHARED
             else StockRows(self.model, self.body, len(first), extent)
         )
@@ -170,7 +183,8 @@ class Chooser:
             logits = torch.cat([chunk.float().clone() for _, chunk in rows.step()])
             for row, text in enumerate(texts):
                 text.logits.append(logits[row])
-                text.reply.append(self._token(row, step))
+                # The first two begin with the same tokens, so that they are one for a while.
+                text.reply.append(self._token(0 if row == 1 and step < TRIED_TOGETHER else row, step))
             rows.append(torch.tensor([text.reply[-1] for text in texts], device=self.model.device))
         return max(_difference(torch.stack(text.logits), self._own(text)) for text in told)
 

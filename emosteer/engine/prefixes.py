@@ -106,7 +106,7 @@ class Prefixes:
         """The first block that a steering makes different: 0 where nothing below it can be shared."""
         if not self.branches or self.has_states:
             return 0
-        return min(push.layer + (push.site == "residual") for push in steering.pushes)
+        return steering.first_block
 
     def _unsteered(self, prompts: list[Tokens], outputs: list[int]) -> dict[Tokens, Prefix]:
         found: dict[Tokens, Prefix] = {}

@@ -14,6 +14,9 @@ from emosteer.engine.request import Origin, Request
 from emosteer.model.language_model import LanguageModel
 from emosteer.steering import Interventions, Shape
 
+MOST_CUTS = 4
+"""Of a batch: each costs the choice of rows at every step."""
+
 
 @dataclass(frozen=True)
 class Extent:
@@ -27,6 +30,8 @@ class Extent:
     """Tokens of the longest reply."""
     steering: Shape
     """What is done to any of their rows."""
+    cuts: tuple[int, ...] = ()
+    """Blocks at which the steering of some begins, ascending: below them rows that have read the same are one."""
 
     @classmethod
     def of(cls, requests: Sequence[Request]) -> Extent:
@@ -36,6 +41,7 @@ class Extent:
             private=max((len(r.prompt) - 1 for r in steered if r.steering and r.steering.touches_prefix), default=0),
             reply=max((r.decoding.max_new_tokens for r in requests), default=1),
             steering=Shape.of(r.steering for r in steered),
+            cuts=_cuts([r.steering.first_block for r in steered if r.steering is not None and r.steering.pushes]),
         )
 
     @property
@@ -44,8 +50,21 @@ class Extent:
         return self.private + self.reply
 
 
+def _cuts(first_blocks: Sequence[int]) -> tuple[int, ...]:
+    """Of the first steered blocks of all requests, those that divide them into a few parts of like size."""
+    ordered = sorted(first_blocks)
+    cuts = set(ordered)
+    if len(cuts) > MOST_CUTS:
+        cuts = {ordered[len(ordered) * part // MOST_CUTS] for part in range(MOST_CUTS)}
+    return tuple(sorted(cuts - {0}))
+
+
 class Rows(Protocol):
     """A batch. Its rows are known by their numbers, from 0 on."""
+
+    @property
+    def blocks_spared(self) -> int:
+        """That the coming step need not run, summed over all rows: rows that have read the same are one below a steered block."""
 
     def put(self, rows: Sequence[int], requests: Sequence[Request], prefixes: Sequence[Prefix]) -> None:
         """Let rows reply to other requests, from the beginning."""

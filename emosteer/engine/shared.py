@@ -10,12 +10,13 @@ from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
 from emosteer.engine.attention import Crowd, SharedLayer, View, installed
-from emosteer.engine.body import Body
+from emosteer.engine.body import Body, narrowed
 from emosteer.engine.cache import StateRows
 from emosteer.engine.prefixes import Prefix
 from emosteer.engine.recording import Inputs, Recorder, Recordings
 from emosteer.engine.request import Request
 from emosteer.engine.rows import Extent, Fed
+from emosteer.engine.stages import Stages
 from emosteer.model.language_model import LanguageModel
 
 COLUMNS_RECORDED = 64
@@ -38,6 +39,7 @@ class SharedRows:
         like: a prefix, of which the sizes are taken.
         expands: the model makes keys and values of what its cache keeps.
         recorder: makes recordings of the steps, where that gains something.
+        narrows: rows that have read the same are one below the first steered block.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class SharedRows:
         like: Prefix,
         expands: bool = False,
         recorder: Recorder | None = None,
+        narrows: bool = False,
     ) -> None:
         self.model, self.body, self.extent = model, body, extent
         device = model.device
@@ -70,6 +73,9 @@ class SharedRows:
         self._pool: list[Prefix | None] = []
         """Prompts whose keys and values the layers share, by their number there."""
         self._crowd: Crowd | None = None
+        self._prompt_of: list[int] = [0] * n_rows
+        """Of each row, its prompt's number there."""
+        self.stages = Stages(extent.cuts if narrows and n_rows > 1 and not like.states else (), self.keyed, n_rows)
         self.own_from = torch.zeros(n_rows, dtype=torch.long, device=device)
         """Of each row, the first layer at which its prefix is its own."""
         # A state would go on with every run of a recording's making.
@@ -95,6 +101,7 @@ class SharedRows:
         self.fed.put(rows, requests)
         self.starts[index] = torch.tensor([prefix.length for prefix in prefixes], device=self.model.device)
         self.ages[index] = 0
+        self.stages.put(rows, requests, prefixes)
         for row, prefix in zip(rows, prefixes, strict=True):
             # A steered one is copied to its row below, and needed no more.
             self.prefixes[row] = prefix.outline if prefix.is_steered else prefix
@@ -105,7 +112,7 @@ class SharedRows:
             elif isinstance(layer, SharedLayer):
                 for row, prefix in zip(rows, prefixes, strict=True):
                     if _is_private(prefix, number):
-                        layer.put(row, _there(prefix.keys[number]), _there(prefix.values[number]))
+                        layer.put(self.stages.slot(number, row), _there(prefix.keys[number]), _there(prefix.values[number]))
         self._arrange()
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -115,8 +122,10 @@ class SharedRows:
         self.fed.keep(index)
         self.starts, self.ages = self.starts[index], self.ages[index]
         self.prefixes = [self.prefixes[row] for row in rows]
-        for layer in self.layers:
-            layer.keep(index)
+        self.stages.keep(rows)
+        for number, layer in enumerate(self.layers):
+            if number >= self.stages.stop:
+                layer.keep(index)
         self._arrange()
 
     def _arrange(self) -> None:
@@ -125,8 +134,9 @@ class SharedRows:
         self._pool_in({id(trunk): trunk for trunk in trunks if trunk is not None})
         number = {id(trunk): number for number, trunk in enumerate(self._pool) if trunk is not None}
         # Who shares nothing may stand in any line: at no layer he looks there.
-        prompt_of = [number.get(id(trunk), 0) for trunk in trunks]
-        self._crowd = Crowd.seated(prompt_of, max(1, len(self._pool)), self.model.device, self._multiple)
+        self._prompt_of = [number.get(id(trunk), 0) for trunk in trunks]
+        self._crowd = Crowd.seated(self._prompt_of, self._n_places, self.model.device, self._multiple)
+        self.stages.seat(self._prompt_of, self._n_places, self.model.device)
         self.own_from = torch.tensor(
             [prefix.own_from if prefix.is_steered else len(self.layers) for prefix in self.prefixes], device=self.model.device
         )
@@ -176,8 +186,18 @@ class SharedRows:
         return min((self.written // COLUMNS_RECORDED + 1) * COLUMNS_RECORDED, self.extent.reply)
 
     @property
+    def _n_places(self) -> int:
+        """For prompts."""
+        return max(1, len(self._pool))
+
+    @property
     def _n_shared(self) -> int:
         return max((trunk.length for trunk in self._pool if trunk is not None), default=0)
+
+    @property
+    def blocks_spared(self) -> int:
+        """That the coming step need not run, summed over all rows."""
+        return self.stages.blocks_spared
 
     @torch.no_grad()
     def step(self) -> Iterator[tuple[slice, Tensor]]:
@@ -203,7 +223,12 @@ class SharedRows:
         for number, layer in self.keyed:
             layer.view = view
             layer.is_private = inputs["own_from"] <= number if layer.any_private else None
-        with installed(self.model.model, self.layers), self.fed.interventions.applied(self.model.anatomy):
+        narrowings = self.stages.look(view, inputs["own_from"])
+        with (
+            installed(self.model.model, self.layers, view),
+            self.fed.interventions.applied(self.model.anatomy, self.stages.rows_at),
+            narrowed(self.model.anatomy.blocks, narrowings),
+        ):
             states = self.body.run(
                 self.cache,
                 input_ids=inputs["tokens"],
@@ -214,6 +239,7 @@ class SharedRows:
     def append(self, tokens: Tensor) -> None:
         """Give each row its next token [row]."""
         self.fed.append(tokens)
+        self.stages.part(tokens, self._prompt_of, self._n_places)
         self.ages += 1
         self.written += 1
         self.column = (self.column + 1) % self.extent.reply

@@ -28,6 +28,8 @@ class StockRows:
         extent: of all requests that may come.
     """
 
+    blocks_spared = 0
+
     def __init__(self, model: LanguageModel, body: Body, n_rows: int, extent: Extent) -> None:
         self.model, self.body, self.extent = model, body, extent
         self.fed = Fed(model, n_rows, extent)
@@ -102,6 +104,8 @@ class StockRows:
 
 class RereadRows:
     """Rows whose whole text is read again at every step: slow, and right for any decoder."""
+
+    blocks_spared = 0
 
     def __init__(self, model: LanguageModel, n_rows: int) -> None:
         self.model = model
