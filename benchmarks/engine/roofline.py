@@ -56,5 +56,6 @@ def summary(accounts: list[dict[str, Any]], told: list[dict[str, Any]]) -> dict[
         "decode_seconds": median(account["decode_seconds"] for account in accounts),
         "prefill_seconds": median(account["prefill_seconds"] for account in accounts),
         "share": median(share(account, one) for account, one in zip(accounts, told, strict=True)),
+        "share_spared": median(account["share_spared"] for account in accounts),
         "passes": told,
     }

@@ -73,7 +73,8 @@ def _roofline(roofline: Found) -> Iterator[str]:
     yield (
         f"The machine's own matrix products at these shapes reach {roofline['gflop_per_second']:.0f} GFLOP/s, reading memory "
         f"{roofline['gigabytes_per_second']:.1f} GB/s: the steps cannot take less than {roofline['least_seconds']:.1f} s, "
-        f"{roofline['share']:.0%} of what they took (goal: 80 %)."
+        f"{roofline['share']:.0%} of what they took (goal: 80 %). That counts the blocks of every row, of which "
+        f"{roofline['share_spared']:.0%} were run for another row with the same history."
     )
 
 

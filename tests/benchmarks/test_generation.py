@@ -252,11 +252,12 @@ def test_the_roofline_is_the_slower_of_products_and_memory() -> None:
     assert Step.of(told).seconds == 0.2
     assert Step.of(told).flops == pytest.approx(5e9)
     assert Step.of({**told, "bandwidth": 2e9}).seconds == 0.5
-    account = {"steps": 10, "row_steps": 40, "decode_seconds": 2.5, "prefill_seconds": 1.0}
+    account = {"steps": 10, "row_steps": 40, "decode_seconds": 2.5, "prefill_seconds": 1.0, "share_spared": 0.125}
     assert share(account, told) == pytest.approx(0.8)
     assert math.isnan(share({**account, "decode_seconds": 0.0}, told))
     found = summary([account, {**account, "decode_seconds": 4.0}, {**account, "decode_seconds": 2.0}], [told] * 3)
     assert found["share"] == pytest.approx(0.8)
+    assert found["share_spared"] == 0.125
 
 
 def test_prompts_are_lengthened_behind_what_they_share() -> None:

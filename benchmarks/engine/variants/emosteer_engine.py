@@ -43,6 +43,7 @@ def runner(weights: str) -> Run:
         ended = time.perf_counter()
         tokens = [replies[index].tokens for index in range(len(requests))]
         account = asdict(engine.account)
+        account["share_spared"] = engine.account.blocks_spared / (engine.account.row_steps * model.n_blocks)
         return {"seconds": ended - ready, "setup_seconds": ready - started, "tokens": tokens, "account": account}
 
     return run
