@@ -1,6 +1,6 @@
 """A low priority that counts, also under Linux's autogroups.
 
-Where the kernel groups processes by session (`/proc/sys/kernel/sched_autogroup_enabled`, as desktops and many servers do), a process's
+Where the kernel groups processes by session (`/proc/sys/kernel/sched_autogroup_enabled`, on desktops and many servers), a process's
 niceness is weighed against the rest of its own session only, and the sessions against each other by a niceness of their own, which
 every new session starts without: wandb's writer has a session, and wandb-core, which does most of the work, yet another. Any user
 may raise a session's niceness, by writing it to `/proc/<pid>/autogroup` of one of its processes; elsewhere there is no such file,
