@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -30,11 +31,25 @@ def finalise(sweep: Sweep, show: bool = True) -> Tables:
 
     A tracker that fails is told and never fails the sweep.
     """
+    tables = write_views(sweep)
+    conclude(sweep, tables, show)
+    return tables
+
+
+def write_views(sweep: Sweep, stage: Callable[[str], None] = log.debug) -> Tables:
+    """Write a sweep's tables, figures and report; `stage` is told what goes on."""
     sweep.write_summary()
+    stage(f"building the tables of {sweep.name}")
     tables = build(sweep)
     write_tables(sweep, tables)
+    stage("drawing the figures and writing the report")
     draw(sweep, tables)
     write_report(sweep, tables)
+    return tables
+
+
+def conclude(sweep: Sweep, tables: Tables, show: bool = True) -> None:
+    """Log a sweep to its tracker, and print the summary."""
     try:
         tracking.log_sweep(sweep, tables)
     except Exception as error:
@@ -43,7 +58,6 @@ def finalise(sweep: Sweep, show: bool = True) -> Tables:
         out = console()
         out.print(summary(sweep.name, tables))
         out.print(f"\nReport: {sweep.paths.report}; results.csv, replies.parquet and figures/ beside it", soft_wrap=True)
-    return tables
 
 
 def write_tables(sweep: Sweep, tables: Tables) -> None:

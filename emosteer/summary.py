@@ -21,7 +21,10 @@ from emosteer.records.sweep import FAILED
 from emosteer.statistics import smallest_p
 from emosteer.tables import READABLE_DUPLICATION, READABLE_PERPLEXITY_RATIO, Tables
 
-RULE = f"Readable: perplexity at most x{READABLE_PERPLEXITY_RATIO}, at most {READABLE_DUPLICATION} of the replies beginning alike."
+RULE = (
+    f"Readable: perplexity at most x{READABLE_PERPLEXITY_RATIO}, at most {READABLE_DUPLICATION} of the replies beginning alike, "
+    "however many of the unsteered do."
+)
 UNREADABLE = f"No cell raises its target and stays readable. {RULE}"
 AXES = (
     *("model", "dtype", "site", "across_blocks", "scope", "intervention", "decay"),

@@ -454,7 +454,10 @@ def test_report_twice_gives_the_same_files(desk: Path) -> None:
         "confirmations": 1,
         "predictions": 3,
         "agreement": 1,
+        "turns": 0,
     }
+    listed = {Path(path).name for path in second["files"].values() if isinstance(path, str)}
+    assert {path.name for path in sweep.paths.root.glob("*.csv")} == {name for name in listed if name.endswith(".csv")}
     assert all(
         Path(second["files"][name]).is_file()
         for name in (

@@ -69,9 +69,9 @@ def words_of(row: Mapping[Any, Any]) -> str:
         if SENTIMENT in (row["metric"], row["other"]):
             meaning += " Of an unpleasant emotion and sentiment that is agreement."
     elif rho >= HIGH:
-        meaning = "High: the two put the replies into much the same order; which of them is reported matters little."
+        meaning = "High: the two put the replies into much the same order; whether both show an effect is another question."
     elif rho >= LOW:
         meaning = "Moderate: the two agree on the whole, and differ on many replies; look at both."
     else:
-        meaning = "Low: the two mostly measure different things; an effect that only one of them shows is a matter of the measure."
+        meaning = "Low: the two have little in common over these replies; an effect that only one of them shows hangs on the measure."
     return f"{meaning} {left_open(low, high)}".rstrip()

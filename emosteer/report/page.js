@@ -405,14 +405,17 @@
 
   function tradeOff(slice) {
     const metric = metricOf(slice);
-    const caption = `Emotion against perplexity, ${slice.name}: ${metric}, ${state.measure.name}; the line is the Pareto front`;
+    const isAlike = (row) => at("duplication", "steered", row) > grid.readable.duplication;
     const points = measuredRows(slice)
       .filter((row) => fact("perplexity_ratio", row) !== null)
       .map((row) => ({ row, x: fact("perplexity_ratio", row), y: at(metric, state.measure.key, row) }));
     if (!points.length) return nothing(`Emotion against perplexity, ${slice.name}: nothing to draw, ${metric} or perplexity was not computed.`);
+    const hollow = points.some((point) => isAlike(point.row)) ? "; hollow: not readable, too many replies begin alike" : "";
+    const caption = `Emotion against perplexity, ${slice.name}: ${metric}, ${state.measure.name}; the line is the Pareto front${hollow}`;
     const front = paretoFront(points);
     const words = (point) => plain(
-      `block ${blocks(point.row)}, coefficient ${fact("coefficient", point.row)}: ${signed(point.y, digitsNow(metric))}, perplexity \u00d7${shown(point.x, 2)}`,
+      `block ${blocks(point.row)}, coefficient ${fact("coefficient", point.row)}: ${signed(point.y, digitsNow(metric))}, perplexity \u00d7${shown(point.x, 2)}` +
+        (isAlike(point.row) ? `, ${shown(100 * at("duplication", "steered", point.row), 0)} % begin alike` : ""),
     );
     const groups = byBlocks(points.map((point) => point.row));
     const traces = groups.map(([name, own], number) => {
@@ -420,7 +423,8 @@
       const mine = points.filter((point) => own.includes(point.row));
       return {
         x: mine.map((point) => point.x), y: mine.map((point) => point.y), mode: "markers", name: plain(`block ${name}`), text: mine.map(words),
-        hoverinfo: "text", customdata: mine.map((point) => fact("cell_id", point.row)), marker: { color: hue, symbol, size: 10 },
+        hoverinfo: "text", customdata: mine.map((point) => fact("cell_id", point.row)),
+        marker: { color: hue, symbol: mine.map((point) => (isAlike(point.row) ? `${symbol}-open` : symbol)), size: 10, line: { width: mine.map((point) => (isAlike(point.row) ? 2 : 0)) } },
       };
     });
     traces.push({

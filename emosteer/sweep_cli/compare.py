@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from emosteer.errors import EmosteerError
+from emosteer.progress import working
 from emosteer.records.publish import publish_file
 from emosteer.sweep_cli.arguments import JsonOption, sweep_argument
 from emosteer.sweep_cli.finding import open_sweep
@@ -71,12 +72,15 @@ def compare(
       0  compared
       2  no such sweep or metric, no cell is done, nothing lines up
     """  # noqa: D301 - \b keeps the lines of a paragraph
-    # Here, so that the other commands do not wait for pandas.
-    from emosteer.alignment import align
-
     if csv is not None and not csv.absolute().parent.is_dir():
         raise EmosteerError(f"--csv {csv}: no directory {csv.absolute().parent}; make it")
-    found = align(open_sweep(first), open_sweep(second), metric, by_depth)
+    one, other = open_sweep(first), open_sweep(second)
+    with working() as work:
+        # Here, so that the other commands do not wait for pandas.
+        from emosteer.alignment import align
+
+        work.stage(f"lining up the cells of {one.name} and {other.name}")
+        found = align(one, other, metric, by_depth)
     if csv is not None:
         publish_file(csv, _as_csv(found))
     if as_json:

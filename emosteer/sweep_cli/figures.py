@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from emosteer.errors import EmosteerError
+from emosteer.progress import Work, working
 from emosteer.records.publish import publish_file
+from emosteer.records.sweep import Sweep
 from emosteer.sweep_cli.arguments import JsonOption, SweepArgument
 from emosteer.sweep_cli.finding import open_sweep
 from emosteer.sweep_cli.printing import print_json, short
@@ -51,18 +53,30 @@ def figures(
     place = found.paths.paper if to is None else to
     if place.exists() and not place.is_dir():
         raise EmosteerError(f"--to {place}: that is a file; name a directory")
+    with working() as work:
+        written = _written(found, place, metric, work)
+    if as_json:
+        print_json({"sweep": found.name, "directory": str(place), "files": [str(path) for path in written]})
+        return
+    for path in written:
+        typer.echo(short(path.absolute()))
+
+
+def _written(sweep: Sweep, place: Path, metric: str | None, work: Work) -> list[Path]:
     # Here, so that the other commands do not wait for pandas and matplotlib.
     from matplotlib import rc_context
 
     from emosteer.report.paper import checked_metric, latex_table, paper_figures
     from emosteer.tables import build
 
-    tables = build(found)
+    work.stage(f"building the tables of {sweep.name}")
+    tables = build(sweep)
     shown = checked_metric(tables, metric)
     place.mkdir(parents=True, exist_ok=True)
     written = []
+    work.stage("drawing the figures")
     with rc_context({"pdf.fonttype": 42}):  # TrueType, as publishers ask
-        for name, figure in paper_figures(found.store, tables, shown):
+        for name, figure in paper_figures(sweep.store, tables, shown):
             for kind in FORMATS:
                 drawn = io.BytesIO()
                 figure.savefig(drawn, format=kind, dpi=DOTS, metadata={"CreationDate": None} if kind == "pdf" else None)
@@ -70,8 +84,4 @@ def figures(
                 publish_file(written[-1], drawn.getvalue())
     written.append(place / "cells.tex")
     publish_file(written[-1], latex_table(tables, shown))
-    if as_json:
-        print_json({"sweep": found.name, "directory": str(place), "files": [str(path) for path in written]})
-        return
-    for path in written:
-        typer.echo(short(path.absolute()))
+    return written

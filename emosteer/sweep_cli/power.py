@@ -9,6 +9,7 @@ import typer
 
 from emosteer.checks import near
 from emosteer.errors import EmosteerError
+from emosteer.progress import working
 from emosteer.records.cell import CELL
 from emosteer.records.sweep import Sweep
 from emosteer.sweep_cli.arguments import JsonOption, SweepArgument
@@ -60,9 +61,12 @@ def power(
     for option, value in (("--power", wanted), ("--alpha", alpha)):
         if not 0 < value < 1:
             raise EmosteerError(f"{option} {value:g}: give a number between 0 and 1")
-    found = _differences(open_sweep(sweep), metric)
-    level = alpha / len(found) if corrected else alpha
-    cells = [_planned(one, of, row, effect, wanted, level) for one, of, row in found]
+    opened = open_sweep(sweep)
+    with working() as work:
+        work.stage(f"reading the scores of {opened.name}")
+        found = _differences(opened, metric)
+        level = alpha / len(found) if corrected else alpha
+        cells = [_planned(one, of, row, effect, wanted, level) for one, of, row in found]
     if as_json:
         print_json({"sweep": sweep, "effect": effect, "power": wanted, "alpha": level, "n_tests": len(found), "cells": cells})
         return

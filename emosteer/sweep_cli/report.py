@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from emosteer.overview import RUNNING, Overview, overview
+from emosteer.progress import working
 from emosteer.records.sweep import FAILED, PENDING, Sweep
 from emosteer.sweep_cli.arguments import JsonOption, SweepArgument
 from emosteer.sweep_cli.finding import open_sweep
@@ -17,14 +18,16 @@ from emosteer.sweep_cli.printing import count, print_json
 if TYPE_CHECKING:
     from emosteer.tables import Tables
 
+TABLES = ("results", "replies", "trends", "confirmations", "predictions", "agreement", "turns")
+
 
 def report(sweep: SweepArgument, as_json: JsonOption = False) -> None:
     """Build a sweep's results again from its records.
 
     Tables, figures, report.html, the tracker's runs and the summary are views of the records: of a half-done sweep they hold what is
     there, and twice they are the same. Needs no model. On disk it replaces, in the sweep's directory, sweep.json, results.parquet,
-    results.csv, replies.parquet, trends.csv, confirmations.csv, predictions.csv, agreement.csv, report.html, figures/ and, with
-    tracking=wandb, wandb/.
+    results.csv, replies.parquet, trends.csv, confirmations.csv, predictions.csv, agreement.csv, turns.csv (of dialogues),
+    report.html, figures/ and, with tracking=wandb, wandb/.
 
     \b
     Examples:
@@ -38,8 +41,9 @@ def report(sweep: SweepArgument, as_json: JsonOption = False) -> None:
       complete  whether all is done
       files     {summary, results_parquet, results_csv, replies_parquet,
                 trends_csv, confirmations_csv, predictions_csv, agreement_csv,
-                report_html, figures: [...]}
-      rows      {results, replies, trends, confirmations, predictions, agreement}
+                turns_csv (of dialogues), report_html, figures: [...]}
+      rows      {results, replies, trends, confirmations, predictions, agreement,
+                turns}
 
     \b
     Exit codes:
@@ -58,11 +62,14 @@ def report(sweep: SweepArgument, as_json: JsonOption = False) -> None:
 
 def finalised(sweep: Sweep, is_quiet: bool) -> Tables:
     """Build a sweep's views; where `is_quiet`, with nothing on stdout."""
-    # Here, so that the other commands do not wait for pandas and matplotlib.
-    from emosteer.finaliser import finalise
-
     with contextlib.redirect_stdout(sys.stderr) if is_quiet else contextlib.nullcontext():
-        return finalise(sweep, show=not is_quiet)
+        with working() as work:
+            # Here, so that the other commands do not wait for pandas and matplotlib.
+            from emosteer.finaliser import conclude, write_views
+
+            tables = write_views(sweep, work.stage)
+        conclude(sweep, tables, show=not is_quiet)
+    return tables
 
 
 def _as_data(sweep: Sweep, seen: Overview, tables: Tables) -> dict[str, Any]:
@@ -74,9 +81,10 @@ def _as_data(sweep: Sweep, seen: Overview, tables: Tables) -> dict[str, Any]:
         "replies_parquet": paths.replies,
         "trends_csv": paths.trends_csv,
         "confirmations_csv": paths.confirmations_csv,
-        "report_html": paths.report,
         "predictions_csv": paths.predictions_csv,
         "agreement_csv": paths.agreement_csv,
+        **({"turns_csv": paths.turns_csv} if len(tables.turns) else {}),
+        "report_html": paths.report,
     }
     return {
         "sweep": sweep.name,
@@ -84,7 +92,5 @@ def _as_data(sweep: Sweep, seen: Overview, tables: Tables) -> dict[str, Any]:
         "counts": seen.counts,
         "complete": seen.counts["done"] == seen.counts["total"],
         "files": {name: str(path) for name, path in files.items()} | {"figures": sorted(map(str, paths.figures.glob("*.png")))},
-        "rows": {
-            name: len(getattr(tables, name)) for name in ("results", "replies", "trends", "confirmations", "predictions", "agreement")
-        },
+        "rows": {name: len(getattr(tables, name)) for name in TABLES},
     }

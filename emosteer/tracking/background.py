@@ -6,7 +6,6 @@ records; what becomes of it is in the sweep's logs. Killed, it leaves what `emos
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from emosteer.records.store import Store
 from emosteer.records.sweep import Sweep
+from emosteer.tracking import priority
 
 log = logging.getLogger("emosteer.tracking.background")  # by python -m the module's name is another
 
@@ -42,8 +42,7 @@ def main() -> None:
     """Log a sweep as its settings say."""
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S")
     logging.getLogger("emosteer").setLevel(logging.INFO)
-    with contextlib.suppress(OSError):
-        os.nice(NICENESS)
+    priority.lower(NICENESS)
     from emosteer.tables import build
     from emosteer.tracking import log_now
 

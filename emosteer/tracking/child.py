@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from emosteer.tracking import priority
+
 LOOK_SECONDS = 1.0
 """Between two looks at the progress: it may mean listing a directory on a file server."""
 
@@ -34,6 +36,8 @@ class Ending:
 def run_child(command: Sequence[str], env: Mapping[str, str], cwd: Path, progress: Callable[[], int], patience: float) -> Ending:
     """Run a command without a terminal, and kill it with all that it started once it stands still.
 
+    It and all that it starts are as nice as this process, in sessions of their own, too.
+
     Args:
         command: program and arguments.
         env: its whole environment.
@@ -56,6 +60,7 @@ def run_child(command: Sequence[str], env: Mapping[str, str], cwd: Path, progres
 def _wait(child: subprocess.Popen[bytes], progress: Callable[[], int], patience: float) -> int | None:
     seen, moved = progress(), time.monotonic()
     while time.monotonic() - moved < patience:
+        priority.pass_on(child.pid)
         try:
             return child.wait(timeout=min(LOOK_SECONDS, patience))
         except subprocess.TimeoutExpired:

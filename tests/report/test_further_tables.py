@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 from made_up_sweep import join, made_up_cell, publish, with_company
 from playwright.sync_api import Browser, Locator
 from reports import FAINT, MINUS, WIDEST, Opened, scores_of, whole_sweep
+from typer.testing import CliRunner
 
 from emosteer.datasets import Prompt
 from emosteer.finaliser import finalise
@@ -25,6 +27,7 @@ from emosteer.report.by_turn import by_turn
 from emosteer.report.page import render
 from emosteer.report.predicted import predicted
 from emosteer.report.words import left_open
+from emosteer.sweep_cli import app
 from emosteer.tables import Tables
 
 N_TURNS = 3
@@ -170,7 +173,7 @@ def test_agreement_is_that_of_the_table(whole: Sweep, page_of: Callable[[Sweep],
             0.7,
             0.1,
             0.95,
-            "High: the two put the replies into much the same order; which of them is reported matters little. The interval",
+            "High: the two put the replies into much the same order; whether both show an effect is another question. The interval",
         ),
         (0.5, 0.4, 0.6, "Moderate: "),
         (0.3, 0.2, 0.4, "Low: "),
@@ -197,6 +200,15 @@ def test_what_an_interval_leaves_open() -> None:
     assert left_open(0.2, 0.7) == ""
     assert left_open(0.2, 0.71) == "The interval is wide."
     assert left_open(-0.0, 0.3) == "The interval includes 0."
+
+
+def test_the_report_command_lists_every_table_of_dialogues(dialogues: Sweep) -> None:
+    done = CliRunner().invoke(app, ["report", str(dialogues.paths.root), "--json"], catch_exceptions=False)
+    told = json.loads(done.stdout)
+    assert told["files"]["turns_csv"] == str(dialogues.paths.turns_csv)
+    assert told["rows"]["turns"] == len(pd.read_csv(dialogues.paths.turns_csv)) > 0
+    listed = {path for path in told["files"].values() if isinstance(path, str)}
+    assert {str(path) for path in dialogues.paths.root.glob("*.csv")} <= listed
 
 
 def test_dialogues_are_drawn_reply_by_reply(dialogues: Sweep, page_of: Callable[[Sweep], Opened]) -> None:

@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import pandas as pd
 import pytest
+from made_up_sweep import join, made_up_cell, publish, with_company
 from playwright.sync_api import Browser, Page
-from reports import COEFFICIENTS, FAINT, LAYERS, MINUS, N_PROMPTS, WIDEST, Opened, whole_sweep
+from reports import COEFFICIENTS, FAINT, LAYERS, MINUS, N_PROMPTS, WIDEST, Opened, scores_of, whole_sweep
 
 from emosteer.finaliser import finalise
+from emosteer.records.store import Store
 from emosteer.records.sweep import Sweep
 from emosteer.report.page import render
 from emosteer.tables import Tables
@@ -220,6 +222,31 @@ def test_curves_have_the_tables_numbers(made: Made, shown: Opened) -> None:
     assert sorted(zip(front["x"], front["y"], strict=True)) == [
         pytest.approx(point, rel=1e-5) for point in sorted(set(points) - beaten)
     ]
+
+
+def test_a_cell_whose_replies_begin_alike_is_hollow(browser: Browser, tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path / "alike", Store(tmp_path / "store"))
+    cells = [made_up_cell(sweep.store, n_prompts=N_PROMPTS, layers=(2,), coefficient=c) for c in (0.1, 0.2, 0.3)]
+    company = with_company(cells)
+    join(sweep, company)
+    # Of 14 replies 4 are within the limit of 0.3, and 5 are not.
+    n_alike = dict(zip([cell.id for cell in cells], (4, 5, 14), strict=True))
+    for number, cell in enumerate(company):
+        alike = n_alike.get(cell.id, 14)  # the baseline's do not count
+        scores = scores_of(number) | {"duplication": [1.0] * alike + [0.0] * (N_PROMPTS - alike)}
+        publish(sweep.store, sweep.scorers(), cell, scores, seed=number)
+    finalise(sweep, show=False)
+    seen = Opened(browser.new_page())
+    seen.show(sweep.paths.report)
+    chart = seen.page.locator("#charts .chart").nth(1)
+    trace = chart.evaluate("one => one.data.map(({customdata, marker, text}) => ({customdata, marker, text}))[0]")
+    shown = zip(trace["customdata"], trace["marker"]["symbol"], trace["text"], strict=True)
+    told = {cell: (symbol.endswith("-open"), "begin alike" in text) for cell, symbol, text in shown}
+    assert told == {cell.id: (hollow, hollow) for cell, hollow in zip(cells, (False, True, True), strict=True)}
+    captions = seen.page.locator("#charts figcaption").all_inner_texts()
+    assert [("hollow: not readable, too many replies begin alike" in caption) for caption in captions[:2]] == [False, True]
+    assert seen.complaints == []
+    seen.page.close()
 
 
 def listed(page: Page) -> list[dict[str, Any]]:

@@ -522,7 +522,8 @@ def test_retry_takes_named_cells_only(sweep: Sweep) -> None:
 def test_retry_all_takes_what_was_left_and_counts_its_attempts_from_one(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Sequence[Task]] = []
     monkeypatch.setattr("emosteer.launcher.work", lambda sweep: ran.append(sweep.unsettled(sweep.tasks(), sweep.scorers())))
-    monkeypatch.setattr("emosteer.finaliser.finalise", lambda sweep, show: None)
+    monkeypatch.setattr("emosteer.finaliser.write_views", lambda sweep, stage: None)
+    monkeypatch.setattr("emosteer.finaliser.conclude", lambda sweep, tables, show: None)
     failed, left = cells_of(sweep)[1:]
     fail(sweep, failed)
     sweep.record_loss(left, "x", {"reason": "killed"})

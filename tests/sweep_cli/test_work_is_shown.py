@@ -11,6 +11,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,10 +30,18 @@ TRACKING = {"name": "wandb", "project": "emotions", "entity": None, "mode": "aut
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    root = tmp_path_factory.mktemp("shown")
+    return made(tmp_path_factory.mktemp("shown"), TRACKING)
+
+
+@pytest.fixture(scope="module")
+def untracked(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    return made(tmp_path_factory.mktemp("untracked"), {"name": "none"})
+
+
+def made(root: Path, tracking: dict[str, Any]) -> Sweep:
     sweep = Sweep(root / "mine", Store(root / "store"))
     cells = with_company([made_up_cell(sweep.store)])
-    join(sweep, cells, tracking=TRACKING)
+    join(sweep, cells, tracking=tracking)
     for number, cell in enumerate(cells):
         scores = random_scores(10, number) | {"duplication": [0.0] * 10, "perplexity": [10.0 + i / 7 for i in range(10)]}
         publish(sweep.store, sweep.scorers(), cell, scores)
@@ -140,6 +149,40 @@ def test_dashboard_shows_that_it_works(sweep: Sweep, on_terminal: bool) -> None:
     assert {"workspace", "report"} <= set(json.loads(done.stdout))
     assert "putting together the view and the report of mine" in done.stderr
     assert len(done.lines) == (0 if on_terminal else 1)
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+@pytest.mark.parametrize(
+    ("words", "stages"),
+    [
+        (["report", "--json"], ["building the tables of mine", "drawing the figures and writing the report"]),
+        (["figures", "--json"], ["building the tables of mine", "drawing the figures"]),
+        (["compare", "--json"], ["lining up the cells of mine and mine"]),
+        (["power", "--json", "--effect", "1"], ["reading the scores of mine"]),
+    ],
+    ids=lambda value: value[0] if "--json" in value else "",
+)
+def test_what_reads_a_whole_sweep_shows_that_it_works(
+    untracked: Sweep, words: list[str], stages: list[str], on_terminal: bool
+) -> None:
+    which = [str(untracked.paths.root)] * (2 if words[0] == "compare" else 1)
+    done = run(untracked, [words[0], *which, *words[1:]], on_terminal)
+    assert done.code == 0, done.stderr
+    json.loads(done.stdout)
+    if on_terminal:
+        assert all(text in done.stderr for text in stages)
+        assert done.lines == []
+    else:
+        assert done.lines == stages
+        assert len(done.stderr.splitlines()) == len(stages)
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_the_summary_stands_alone_on_stdout(untracked: Sweep, on_terminal: bool) -> None:
+    done = run(untracked, ["report", str(untracked.paths.root)], on_terminal)
+    assert done.code == 0, done.stderr
+    assert done.stdout.lstrip().startswith("mine: ")
+    assert "building" not in done.stdout
 
 
 def test_without_json_stdout_has_the_answer_alone(sweep: Sweep, tmp_path: Path) -> None:
