@@ -9,8 +9,8 @@ from emosteer.slurm import submitting
 from emosteer.slurm.submission import submissions
 from emosteer.sweep_cli.arguments import JsonOption, SweepArgument
 from emosteer.sweep_cli.finding import open_sweep
+from emosteer.sweep_cli.outlook import n_left
 from emosteer.sweep_cli.printing import called, count, print_json
-from emosteer.sweep_cli.status import n_left
 
 MOST_SHOWN = 12
 """Ids of jobs in a line; --json has all."""

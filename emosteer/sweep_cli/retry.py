@@ -16,9 +16,10 @@ from emosteer.slurm.following import tell
 from emosteer.slurm.submitting import Submitted
 from emosteer.sweep_cli.arguments import JsonOption, SweepArgument, task_ids
 from emosteer.sweep_cli.finding import cell_called, open_sweep
+from emosteer.sweep_cli.outlook import failures, goes_on, is_for_slurm, looked_at, n_left
 from emosteer.sweep_cli.printing import called, count, print_json
 from emosteer.sweep_cli.report import finalised
-from emosteer.sweep_cli.status import failures, goes_on, is_for_slurm, looked_at, n_left, show_failures
+from emosteer.sweep_cli.showing import show_failures
 from emosteer.sweep_cli.submitting import NumberOption, submit_again, submitted_data
 
 MOST_LINES = 20

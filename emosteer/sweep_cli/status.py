@@ -8,25 +8,18 @@ from typing import Annotated, Any
 
 import typer
 
-from emosteer.overview import RUNNING, STATES, Overview, Standing, overview
+from emosteer.overview import STATES, Overview, Standing
 from emosteer.records.cell import ATTRIBUTION, BASELINE, CELL, CONTROL, PROMPTING
 from emosteer.records.sweep import DONE, FAILED, PENDING, Sweep
-from emosteer.records.workers import shares
-from emosteer.slurm.submission import submissions
 from emosteer.sweep_cli.arguments import JsonOption, SweepArgument
-from emosteer.sweep_cli.crew import CANCELLED, PAST, WAITING, Crew, Member, crew
+from emosteer.sweep_cli.crew import Crew
 from emosteer.sweep_cli.finding import open_sweep
-from emosteer.sweep_cli.printing import called, count, one_line, print_json, print_table, short, utc
+from emosteer.sweep_cli.outlook import exit_code, failures, goes_on, is_for_slurm, looked_at, n_left, slurm_data
+from emosteer.sweep_cli.printing import called, count, one_line, print_json, print_table
+from emosteer.sweep_cli.showing import show_failures, show_slurm
 
-UNFINISHED = 3
-MOST_FAILURES = 20
-LEAST_SHARE = 0.005
-MOST_ENDED = 12
-"""Workers that have ended, on a terminal; the living are all told."""
 KINDS = {CELL: "cells", CONTROL: "random controls", PROMPTING: "prompted", BASELINE: "baselines", ATTRIBUTION: "attributions"}
 SHARED = "(shared by pairs)"
-WORKER_HEADINGS = ("worker", "start", "node", "state", "holds", "published", "failed", "tokens/s", "rows", "what")
-WORKER_NUMBERS = ("start", "holds", "published", "failed", "tokens/s", "rows")
 CELL_HEADINGS = ("task", "state", "attempt", "node", "job", "seconds", "why")
 
 Cells = Annotated[bool, typer.Option("--cells", help="Also a line for each task: cells, controls, baselines, attributions.")]
@@ -103,74 +96,91 @@ def status(sweep: SweepArgument, cells: Cells = False, as_json: JsonOption = Fal
     else:
         _show(found, seen, at_work)
         if cells:
-            typer.echo()
-            print_table(CELL_HEADINGS, [_cell_row(one) for one in _cells(found, seen)], ("attempt", "seconds"))
+            _show_cells(found, seen)
     raise typer.Exit(exit_code(seen))
 
 
-def looked_at(sweep: Sweep) -> tuple[Overview, Crew]:
-    """A sweep's tasks and workers; what a worker holds that has ended is pending."""
-    # Workers first: what one that ends in between has finished is then a record.
-    found = crew(sweep)
-    seen = overview(sweep, found.gone)
-    return seen, found.with_tasks(seen)
+def _show(sweep: Sweep, seen: Overview, at_work: Crew) -> None:
+    _show_counts(sweep, seen)
+    if at_work.is_submitted:
+        typer.echo()
+        show_slurm(sweep, at_work)
+    if seen.counts[DONE] < seen.counts["total"]:
+        typer.echo()
+    _show_processes(at_work)
+    show_failures(failures(sweep, seen))
+    _show_what_next(sweep, seen, at_work)
 
 
-def exit_code(seen: Overview) -> int:
-    """0 where all is done, 1 where something failed, else 3."""
+def _show_counts(sweep: Sweep, seen: Overview) -> None:
+    """A line in all, then by kind, then by model and pair."""
+    states = ", ".join(f"{seen.counts[state]:,} {state}" for state in STATES if seen.counts[state])
+    typer.echo(f"{sweep.name}: {states or 'nothing in it'}\n")
+    kinds = seen.by(lambda one: one.cell.kind)
+    columns = (*STATES, "total")
+    rows = [[name, *_numbers(kinds[kind])] for kind, name in KINDS.items() if kind in kinds]
+    print_table(("", *columns), rows, columns)
+    typer.echo()
+    groups = seen.by(lambda one: (one.model, one.pair or SHARED))
+    print_table(("model", "pair", *columns), [[*key, *_numbers(group)] for key, group in groups.items()], columns)
+
+
+def _show_processes(at_work: Crew) -> None:
+    """Those that are no workers of the sweep's own submissions."""
+    for worker in at_work.members:
+        if not worker.is_own and worker.process:
+            by = f"job {worker.job}, " if worker.job else ""
+            by += f"process {worker.process.pid} on {worker.process.host}"
+            typer.echo(f"running: {count(worker.n_running, 'task')} by {by}, {worker.detail}")
+
+
+def _show_cells(sweep: Sweep, seen: Overview) -> None:
+    typer.echo()
+    print_table(CELL_HEADINGS, [_cell_row(one) for one in _cells(sweep, seen)], ("attempt", "seconds"))
+
+
+def _show_what_next(sweep: Sweep, seen: Overview, at_work: Crew) -> None:
+    name = called(sweep.paths.root)
     if seen.counts[FAILED]:
-        return 1
-    return 0 if seen.counts[DONE] == seen.counts["total"] else UNFINISHED
+        typer.echo(f"again:   emosteer-sweep retry {name}")
+    if n_left(seen) and at_work.is_live:
+        typer.echo(f"watch:   emosteer-sweep watch {name}")
+    elif n_left(seen) and is_for_slurm(sweep, seen):
+        typer.echo(f"goes on: emosteer-sweep retry {name} --all")
+    elif not n_left(seen) and not at_work.is_live and not sweep.paths.results_csv.exists():
+        typer.echo(f"results: emosteer-sweep report {name}")
+    elif (command := goes_on(seen)) is not None:
+        elsewhere = command["directory"] not in ("", str(Path.cwd()))
+        place = f"cd {shlex.quote(command['directory'])} && " if elsewhere else ""
+        typer.echo(f"goes on: {place}{command['command']}")
 
 
-def n_left(seen: Overview) -> int:
-    """How many tasks are neither done nor failed."""
-    return seen.counts[PENDING] + seen.counts[RUNNING]
+def _cell_row(one: dict[str, Any]) -> list[str | int]:
+    seconds = "-" if one["seconds"] is None else f"{one['seconds']:.1f}"
+    texts = [str(one[key]) if one[key] is not None else "-" for key in ("attempt", "node", "job")]
+    return [one["id"], one["state"], *texts, seconds, one_line(one["why"] or "")]
 
 
-def goes_on(seen: Overview) -> dict[str, str] | None:
-    """The command that runs what is missing, and where it was given; None where nothing is."""
-    if not n_left(seen):
-        return None
-    return {"command": shlex.join(seen.newest["line"]), "directory": str(seen.newest["provenance"].get("directory") or "")}
+def _numbers(counts: dict[str, int]) -> list[str]:
+    return [f"{counts[state]:,}" if counts[state] else "-" for state in (*STATES, "total")]
 
 
-def is_for_slurm(sweep: Sweep, seen: Overview) -> bool:
-    """Whether the sweep was last given to SLURM, and not to a process of its own."""
-    own = submissions(sweep)
-    if not own:
-        return False
-    # A command that found enough workers in the queue has submitted nothing: its manifest tells.
-    return own[-1].time >= utc(seen.newest["time"]).timestamp() or seen.newest["settings"]["worker"].get("max_attempts") is not None
-
-
-def failures(sweep: Sweep, seen: Overview) -> list[dict[str, Any]]:
-    """Why those tasks failed that did."""
-    return [_failure(sweep, one) for one in seen.of_state(FAILED)]
-
-
-def show_failures(found: list[dict[str, Any]]) -> None:
-    """Print failures, a line each."""
-    for one in found[:MOST_FAILURES]:
-        where = one_line(f"{one['exception']}: {one['message']}")
-        typer.echo(f"failed: {one['id']}: {where} (traceback: {short(Path(one['file']))})")
-    if len(found) > MOST_FAILURES:
-        rest = len(found) - MOST_FAILURES
-        typer.echo(f"and {rest:,} more failed; --json lists all, and {short(Path(found[0]['file']).parent)} has them")
-
-
-def show_workers(workers: list[Member]) -> None:
-    """Print workers, a line each, and what their time has gone to."""
-    print_table(WORKER_HEADINGS, [_worker_row(one) for one in workers], WORKER_NUMBERS)
-    parts = [f"{part} {share:.0%}" for part, share in shares(one.said for one in workers if one.said).items() if share >= LEAST_SHARE]
-    if parts:
-        typer.echo(f"their time: {', '.join(parts)}")
-
-
-def _failure(sweep: Sweep, one: Standing) -> dict[str, Any]:
-    facts = one.failure or {}
-    known = {key: facts.get(key) for key in ("exception", "message", "host", "node", "job", "attempt", "time")}
-    return {"id": one.cell.id, "kind": one.cell.kind, **known, "file": str(sweep.paths.failure(one.cell.id))}
+def _as_data(sweep: Sweep, seen: Overview, at_work: Crew) -> dict[str, Any]:
+    groups = seen.by(lambda one: (one.model, one.pair))
+    return {
+        "sweep": sweep.name,
+        "directory": str(sweep.paths.root),
+        "store": str(sweep.store.paths.root),
+        "counts": seen.counts,
+        "kinds": seen.by(lambda one: one.cell.kind),
+        "groups": [{"model": model, "pair": pair, **counts} for (model, pair), counts in groups.items()],
+        "cells": _cells(sweep, seen),
+        "failures": failures(sweep, seen),
+        "states": {one.cell.id: one.state for one in seen.standings},
+        "workers": [one.as_data() for one in at_work.members],
+        "slurm": slurm_data(at_work),
+        "goes_on": goes_on(seen),
+    }
 
 
 def _cells(sweep: Sweep, seen: Overview) -> list[dict[str, Any]]:
@@ -203,136 +213,3 @@ def _where(loss: dict[str, Any]) -> str:
     if loss.get("job"):
         return f"{loss['job']} on {loss.get('node')}"
     return f"process {loss.get('pid')} on {loss.get('host')}"
-
-
-def _as_data(sweep: Sweep, seen: Overview, at_work: Crew) -> dict[str, Any]:
-    groups = seen.by(lambda one: (one.model, one.pair))
-    return {
-        "sweep": sweep.name,
-        "directory": str(sweep.paths.root),
-        "store": str(sweep.store.paths.root),
-        "counts": seen.counts,
-        "kinds": seen.by(lambda one: one.cell.kind),
-        "groups": [{"model": model, "pair": pair, **counts} for (model, pair), counts in groups.items()],
-        "cells": _cells(sweep, seen),
-        "failures": failures(sweep, seen),
-        "states": {one.cell.id: one.state for one in seen.standings},
-        "workers": [one.as_data() for one in at_work.members],
-        "slurm": slurm_data(at_work),
-        "goes_on": goes_on(seen),
-    }
-
-
-def slurm_data(at_work: Crew) -> dict[str, Any] | None:
-    """What is known of SLURM, besides the workers; None where it was never asked."""
-    if not at_work.is_submitted:
-        return None
-    return {
-        "answers": at_work.silence is None,
-        "why": at_work.silence,
-        "finaliser": at_work.finaliser.as_data() if at_work.finaliser else None,
-        "live": at_work.is_live,
-        "interrupted": [one.name for one in at_work.interrupted],
-    }
-
-
-def _show(sweep: Sweep, seen: Overview, at_work: Crew) -> None:
-    counts = seen.counts
-    states = ", ".join(f"{counts[state]:,} {state}" for state in STATES if counts[state])
-    typer.echo(f"{sweep.name}: {states or 'nothing in it'}\n")
-    kinds = seen.by(lambda one: one.cell.kind)
-    columns = (*STATES, "total")
-    rows = [[name, *_numbers(kinds[kind])] for kind, name in KINDS.items() if kind in kinds]
-    print_table(("", *columns), rows, columns)
-    typer.echo()
-    groups = seen.by(lambda one: (one.model, one.pair or SHARED))
-    print_table(("model", "pair", *columns), [[*key, *_numbers(group)] for key, group in groups.items()], columns)
-    if at_work.is_submitted:
-        typer.echo()
-        show_slurm(sweep, at_work)
-    if counts[DONE] < counts["total"]:
-        typer.echo()
-    for worker in at_work.members:
-        if not worker.is_own and worker.process:
-            by = f"job {worker.job}, " if worker.job else ""
-            by += f"process {worker.process.pid} on {worker.process.host}"
-            typer.echo(f"running: {count(worker.n_running, 'task')} by {by}, {worker.detail}")
-    show_failures(failures(sweep, seen))
-    _show_what_next(sweep, seen, at_work)
-
-
-def show_slurm(sweep: Sweep, at_work: Crew) -> None:
-    """Print what SLURM's jobs do: a line in all, then workers, those that wait together."""
-    if at_work.silence is not None:
-        typer.echo(f"SLURM: not known, it does not answer ({one_line(at_work.silence)})")
-    else:
-        states = ", ".join(f"{n:,} {state}" for state, n in at_work.counts().items()) or "no workers"
-        typer.echo(f"SLURM: workers {states}{_of_finaliser(at_work.finaliser)}")
-    for one in at_work.interrupted:
-        by = f"process {one.submitter.get('pid')} on {one.submitter.get('host')}"
-        typer.echo(f"SLURM: {by} is submitting {one.name}, or ended meanwhile: `retry`, `cancel` and `workers add` see to its jobs")
-    for reason, n in _reasons(at_work).items():
-        typer.echo(f"waiting: {count(n, 'worker')}, as SLURM says: {reason or 'no reason yet'}")
-    own = [one for one in at_work.members if one.is_own]
-    newest = [one for one in reversed(own) if one.state in PAST and (one.said or one.state != CANCELLED)]
-    past = sorted(newest, key=lambda one: PAST.index(one.state))
-    shown = [one for one in own if one.state not in (*PAST, WAITING)] + past[:MOST_ENDED]
-    if shown:
-        show_workers(shown)
-    if len(past) > MOST_ENDED:
-        typer.echo(
-            f"and {len(past) - MOST_ENDED:,} more that ended; `emosteer-sweep workers list {called(sweep.paths.root)}` has all"
-        )
-
-
-def _reasons(at_work: Crew) -> dict[str, int]:
-    """How many workers wait for each reason."""
-    found: dict[str, int] = {}
-    for one in at_work.members:
-        if one.state == WAITING:
-            found[one.detail] = found.get(one.detail, 0) + 1
-    return found
-
-
-def _of_finaliser(finaliser: Member | None) -> str:
-    if finaliser is None:
-        return ""
-    why = f", {finaliser.detail}" if finaliser.detail and finaliser.state != CANCELLED else ""
-    return f"; job {finaliser.job} for the results: {finaliser.state}{why}"
-
-
-def _show_what_next(sweep: Sweep, seen: Overview, at_work: Crew) -> None:
-    name = called(sweep.paths.root)
-    if seen.counts[FAILED]:
-        typer.echo(f"again:   emosteer-sweep retry {name}")
-    if n_left(seen) and at_work.is_live:
-        typer.echo(f"watch:   emosteer-sweep watch {name}")
-    elif n_left(seen) and is_for_slurm(sweep, seen):
-        typer.echo(f"goes on: emosteer-sweep retry {name} --all")
-    elif not n_left(seen) and not at_work.is_live and not sweep.paths.results_csv.exists():
-        typer.echo(f"results: emosteer-sweep report {name}")
-    elif (command := goes_on(seen)) is not None:
-        elsewhere = command["directory"] not in ("", str(Path.cwd()))
-        place = f"cd {shlex.quote(command['directory'])} && " if elsewhere else ""
-        typer.echo(f"goes on: {place}{command['command']}")
-
-
-def _worker_row(one: Member) -> list[str | int]:
-    said = one.said
-    numbers = [str(one.n_running) if one.n_running else "-", *(["-"] * 4 if said is None else [])]
-    if said is not None:
-        generates = one.state == RUNNING and said.stage == "generating"
-        speed = [f"{number:,.0f}" if number and generates else "-" for number in (said.tokens_per_second, said.rows)]
-        numbers += [f"{said.published:,}", f"{said.failed:,}", *speed]
-    start = str(said.restarts + 1) if said else "-"
-    return [one.job or "-", start, one.node or "-", one.state, *numbers, one_line(one.detail, 60)]
-
-
-def _cell_row(one: dict[str, Any]) -> list[str | int]:
-    seconds = "-" if one["seconds"] is None else f"{one['seconds']:.1f}"
-    texts = [str(one[key]) if one[key] is not None else "-" for key in ("attempt", "node", "job")]
-    return [one["id"], one["state"], *texts, seconds, one_line(one["why"] or "")]
-
-
-def _numbers(counts: dict[str, int]) -> list[str]:
-    return [f"{counts[state]:,}" if counts[state] else "-" for state in (*STATES, "total")]

@@ -16,8 +16,8 @@ from emosteer.slurm.submission import submissions
 from emosteer.sweep_cli.arguments import SweepArgument
 from emosteer.sweep_cli.crew import LIVE, crew
 from emosteer.sweep_cli.finding import open_sweep
+from emosteer.sweep_cli.outlook import exit_code, n_left
 from emosteer.sweep_cli.printing import called, count, short
-from emosteer.sweep_cli.status import exit_code, n_left
 
 INTERRUPTED = 130
 

@@ -12,8 +12,9 @@ from emosteer.slurm.following import tell
 from emosteer.sweep_cli.arguments import JsonOption, SweepArgument
 from emosteer.sweep_cli.crew import crew
 from emosteer.sweep_cli.finding import open_sweep
+from emosteer.sweep_cli.outlook import n_left, slurm_data
 from emosteer.sweep_cli.printing import count, one_line, print_json
-from emosteer.sweep_cli.status import n_left, show_workers, slurm_data
+from emosteer.sweep_cli.showing import show_workers
 from emosteer.sweep_cli.submitting import submit_again, submitted_data
 
 app = typer.Typer(rich_markup_mode=None)
