@@ -54,6 +54,11 @@ class Prefix:
     """Of blocks at which steered prompts branch off: [position, width]."""
 
     @property
+    def shared(self) -> Prefix | None:
+        """The unsteered prompt that all its rows share, at least in some blocks; None where it shares nothing."""
+        return self.trunk if self.is_steered else self
+
+    @property
     def outline(self) -> Prefix:
         """What it is, without what it left."""
         return replace(self, keys=(), values=(), states=(), outputs={})

@@ -130,7 +130,7 @@ class SharedRows:
 
     def _arrange(self) -> None:
         """Put rows of a prompt side by side, and say which layers' prefixes are whose."""
-        trunks = [prefix.trunk if prefix.is_steered else prefix for prefix in self.prefixes]
+        trunks = [prefix.shared for prefix in self.prefixes]
         self._pool_in({id(trunk): trunk for trunk in trunks if trunk is not None})
         number = {id(trunk): number for number, trunk in enumerate(self._pool) if trunk is not None}
         # Who shares nothing may stand in any line: at no layer he looks there.

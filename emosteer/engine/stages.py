@@ -146,5 +146,4 @@ def _history(row: int, stop: int, request: Request, prefix: Prefix) -> tuple[obj
     """What a row's first token and its past are, in blocks below `stop`: equal for rows that are one there."""
     if request.steering is not None and request.steering.reaches(stop):
         return ("itself", row)
-    trunk = prefix.trunk if prefix.is_steered else prefix
-    return ("itself", row) if trunk is None else (id(trunk), request.prompt[-1])
+    return ("itself", row) if prefix.shared is None else (id(prefix.shared), request.prompt[-1])
