@@ -95,23 +95,29 @@ def dose_response(results: pd.DataFrame, controls: pd.DataFrame, metric: str, ti
     return figure
 
 
-def trade_off(results: pd.DataFrame, metric: str, title: str) -> Figure:
+def trade_off(results: pd.DataFrame, metric: str, title: str, most_alike: float) -> Figure:
     """Mean difference from the baseline over perplexity as a multiple of the baseline's, a point per cell, with the Pareto front: the
     cells than which no other has as much effect at less cost.
+
+    Args:
+        results: rows of cells, with `perplexity_ratio` and the metric's columns.
+        metric: whose differences.
+        title: above it.
+        most_alike: the share of replies that begin alike beyond which a cell is not readable, and its point hollow.
     """
     rows = results[results["perplexity_ratio"].notna() & results[f"{metric}_delta"].notna()]
+    rows = rows.assign(is_alike=np.asarray(rows.get("duplication_steered", np.zeros(len(rows)))) > most_alike)
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     axis.axhline(0, color="0.6", linewidth=0.8)
     for number, (layers, own) in enumerate(_by_layers(rows)):
-        color = f"C{number % 10}"
-        axis.scatter(
-            own["perplexity_ratio"],
-            own[f"{metric}_delta"],
-            color=color,
-            marker=MARKERS[number % len(MARKERS)],
-            label=f"block {layers}",
-        )
+        color, marker = f"C{number % 10}", MARKERS[number % len(MARKERS)]
+        for is_alike, points in own.groupby("is_alike"):
+            inside = "none" if is_alike else color
+            axis.scatter(points["perplexity_ratio"], points[f"{metric}_delta"], facecolors=inside, edgecolors=color, marker=marker)
+        axis.scatter([], [], color=color, marker=marker, label=f"block {layers}")
+    if rows["is_alike"].any():
+        axis.scatter([], [], facecolors="none", edgecolors="0.4", label="hollow: not readable,\ntoo many replies begin alike")
     front = pareto_front(rows["perplexity_ratio"].tolist(), rows[f"{metric}_delta"].tolist())
     axis.plot(*zip(*front, strict=True), color="0.4", linestyle="--", linewidth=1, label="Pareto front")
     axis.set_xlabel("perplexity, as a multiple of the baseline's")

@@ -418,14 +418,18 @@
         (isAlike(point.row) ? `, ${shown(100 * at("duplication", "steered", point.row), 0)} % begin alike` : ""),
     );
     const groups = byBlocks(points.map((point) => point.row));
-    const traces = groups.map(([name, own], number) => {
+    const traces = groups.flatMap(([name, own], number) => {
       const { color: hue, symbol } = look(number, groups.length);
       const mine = points.filter((point) => own.includes(point.row));
-      return {
-        x: mine.map((point) => point.x), y: mine.map((point) => point.y), mode: "markers", name: plain(`block ${name}`), text: mine.map(words),
-        hoverinfo: "text", customdata: mine.map((point) => fact("cell_id", point.row)),
-        marker: { color: hue, symbol: mine.map((point) => (isAlike(point.row) ? `${symbol}-open` : symbol)), size: 10, line: { width: mine.map((point) => (isAlike(point.row) ? 2 : 0)) } },
-      };
+      const readable = mine.filter((point) => !isAlike(point.row));
+      const alike = mine.filter((point) => isAlike(point.row));
+      const trace = (some, marker) => ({
+        x: some.map((point) => point.x), y: some.map((point) => point.y), mode: "markers", name: plain(`block ${name}`), text: some.map(words),
+        hoverinfo: "text", customdata: some.map((point) => fact("cell_id", point.row)),
+        legendgroup: name, showlegend: some === readable || !readable.length, marker: { color: hue, size: 10, ...marker },
+      });
+      // Apart, as the legend shows the look of a trace's first point.
+      return [trace(readable, { symbol }), trace(alike, { symbol: `${symbol}-open`, line: { width: 2 } })].filter((one) => one.x.length);
     });
     traces.push({
       x: front.map((point) => point.x), y: front.map((point) => point.y), mode: "lines", name: "Pareto front", hoverinfo: "skip",

@@ -16,7 +16,7 @@ from emosteer.records.store import Store
 from emosteer.report.grid import SLICE, metric_names
 from emosteer.report.locus import loci
 from emosteer.report.words import UNITS, digits_of, number, probability
-from emosteer.tables import Tables
+from emosteer.tables import READABLE_DUPLICATION, Tables
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,7 +71,7 @@ def paper_figures(store: Store, tables: Tables, metric: str | None = None) -> It
         yield f"heatmap-{name}", figures.effect_heatmap(rows, shown, f"{title}, difference from the baseline (* q < 0.05)")
         yield f"dose-response-{name}", figures.dose_response(rows, controls, shown, title)
         if "perplexity_ratio" in rows and rows["perplexity_ratio"].notna().any():
-            yield f"trade-off-{name}", figures.trade_off(rows, shown, title)
+            yield f"trade-off-{name}", figures.trade_off(rows, shown, title, READABLE_DUPLICATION)
     for locus in loci(store, tables):
         if locus["heatmaps"]:
             name = in_name(f"{locus['pair']}-{locus['id'].rsplit('-', 1)[-1]}")

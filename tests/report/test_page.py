@@ -239,10 +239,16 @@ def test_a_cell_whose_replies_begin_alike_is_hollow(browser: Browser, tmp_path: 
     seen = Opened(browser.new_page())
     seen.show(sweep.paths.report)
     chart = seen.page.locator("#charts .chart").nth(1)
-    trace = chart.evaluate("one => one.data.map(({customdata, marker, text}) => ({customdata, marker, text}))[0]")
-    shown = zip(trace["customdata"], trace["marker"]["symbol"], trace["text"], strict=True)
-    told = {cell: (symbol.endswith("-open"), "begin alike" in text) for cell, symbol, text in shown}
-    assert told == {cell.id: (hollow, hollow) for cell, hollow in zip(cells, (False, True, True), strict=True)}
+    filled, hollow, _front = chart.evaluate(
+        "one => one.data.map(({customdata, marker, text, name, showlegend}) => ({customdata, marker, text, name, showlegend}))"
+    )
+    told = {
+        cell: (trace["marker"]["symbol"].endswith("-open"), "begin alike" in text)
+        for trace in (filled, hollow)
+        for cell, text in zip(trace["customdata"], trace["text"], strict=True)
+    }
+    assert (filled["name"], filled["showlegend"], hollow["showlegend"]) == (hollow["name"], True, False), "a block is listed once"
+    assert told == {cell.id: (is_alike, is_alike) for cell, is_alike in zip(cells, (False, True, True), strict=True)}
     captions = seen.page.locator("#charts figcaption").all_inner_texts()
     assert [("hollow: not readable, too many replies begin alike" in caption) for caption in captions[:2]] == [False, True]
     assert seen.complaints == []

@@ -257,9 +257,9 @@ class SlurmDesk(Desk):
         """Of a sweep whose jobs have ended `emosteer-sweep status` tells so many tasks of each state, and no worker at work."""
         # Of a start on a node that SLURM lost it is not known for a minute: it may live on.
         said = self.wait_for(self._sure_status, "of every worker it is known what became of it")
-        assert said["exit_code"] == exit_code
         expected = {"done": 0, "failed": 0, "running": 0, "pending": 0, **counts}
-        assert said["counts"] == {**expected, "total": sum(expected.values())}
+        expected["total"] = sum(expected.values())
+        assert (said["exit_code"], said["counts"]) == (exit_code, expected), f"{said}\n{self.diagnosis()}"
         assert {worker["state"] for worker in said["workers"]} <= {"ended", "lost", "cancelled"}, said["workers"]
         assert not said["slurm"]["live"]
 

@@ -13,6 +13,7 @@ import pytest
 from made_up_sweep import join, made_up_cell, publish, random_scores, with_company
 from typer.testing import CliRunner, Result
 
+from emosteer import figures
 from emosteer.figures import pareto_front
 from emosteer.records.store import Store
 from emosteer.records.sweep import Sweep
@@ -88,6 +89,20 @@ def test_a_figure_has_the_tables_numbers(sweep: Sweep) -> None:
 
     points = {tuple(point) for one in drawn["trade-off-joy_sadness-made-up-joy"].axes[0].collections for point in one.get_offsets()}
     assert points == {(ratio, delta) for ratio, delta in zip(rows["perplexity_ratio"], rows["joy_delta"], strict=True)}
+
+
+def test_a_cell_whose_replies_begin_alike_is_hollow(sweep: Sweep) -> None:
+    rows = done_cells(build(sweep), "joy_sadness").sort_values("duplication_steered", ignore_index=True)
+    limit = rows["duplication_steered"].iloc[0]
+    expected = {(row["perplexity_ratio"], row["joy_delta"]): row["duplication_steered"] > limit for _, row in rows.iterrows()}
+    assert set(expected.values()) == {False, True}
+
+    axis = figures.trade_off(rows, "joy", "a title", most_alike=limit).axes[0]
+    seen = {tuple(point): not len(one.get_facecolor()) for one in axis.collections for point in one.get_offsets()}
+    assert seen == expected
+    listed = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert sum(text.startswith("hollow: not readable") for text in listed) == 1
+    assert len(set(listed)) == len(listed)
 
 
 def test_the_front_is_what_nothing_beats() -> None:
