@@ -35,6 +35,23 @@ class Stopped(KeyboardInterrupt):
         """What it leaves behind, for the user."""
 
 
+_asked: list[int] = []
+"""The signal that has asked the work to end which is under way in this process, once there is one."""
+
+
+def check_stopped() -> None:
+    """Go on with the end that a signal has asked for.
+
+    A library may catch `Stopped` with a bare `except:`, as if it were its own error, and go on or raise another: whoever is about to
+    begin something, or to blame something for an error, calls this first.
+
+    Raises:
+        Stopped: a signal came.
+    """
+    if _asked:
+        raise Stopped(_asked[0])
+
+
 @contextmanager
 def stopped_by_signals(*others: int) -> Iterator[None]:
     """Raise Stopped inside at the first SIGINT, SIGTERM, SIGHUP, or one of others; signals that the caller ignores (nohup, `&`)
@@ -47,6 +64,7 @@ def stopped_by_signals(*others: int) -> Iterator[None]:
     def stop(number: int, _frame: FrameType | None) -> None:
         if not first:
             first.append(time.monotonic())
+            _asked.append(number)
             raise Stopped(number)
         if time.monotonic() - first[0] > GRACE_SECONDS:
             os._exit(128 + number)
@@ -59,6 +77,7 @@ def stopped_by_signals(*others: int) -> Iterator[None]:
     try:
         yield
     finally:
+        _asked.clear()
         # Once stopped the process is on its way out: a signal that comes later must not bring back what Python does by itself.
         if not first:
             for number, handler in before.items():

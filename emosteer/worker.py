@@ -23,6 +23,7 @@ import emosteer
 from emosteer import timesheet
 from emosteer.bench import Bench, Loaded
 from emosteer.cores import choose_threads
+from emosteer.endings import check_stopped
 from emosteer.engine import Engine, Origin
 from emosteer.errors import Damaged, EmosteerError, MachineFault
 from emosteer.model.language_model import LanguageModel, load
@@ -131,6 +132,7 @@ class Worker:
         try:
             with self.claims.heartbeat():
                 while unsettled:
+                    check_stopped()
                     claimed = self._claim(unsettled)
                     if claimed:
                         self._run_claimed(claimed)
@@ -339,6 +341,7 @@ class Worker:
 
         def count(n: int) -> None:
             nonlocal generated, last
+            check_stopped()
             now = Generated.by(loaded.engine.account)
             self.report.tokens(n, (now - last).rows)
             generated, last = generated + n, now
@@ -405,6 +408,7 @@ class Worker:
             for scorer in sorted(wanted, key=lambda scorer: not scorer.needs_origins):
                 own = [one for one in pool if scorer in one.scorers]
                 for one, found in zip(own, measure_together(scorer, [one.replies for one in own]), strict=True):
+                    check_stopped()
                     if isinstance(found, Exception):
                         # The other scorers go on: one that fails takes none of their columns with it.
                         self._fail(one.task, found)
@@ -446,6 +450,7 @@ class Worker:
         return [Origin(prompt, steering) for prompt in prompts]
 
     def _fail(self, task: Task, error: Exception) -> None:
+        check_stopped()  # it may be no fault of the cell
         if isinstance(error, RuntimeError) and BROKEN_DEVICE.search(str(error)):
             raise MachineFault(f"the device of {whereabouts.node()} does not work any more: {error}") from error
         lease = self.leases.get(task.cell.id)

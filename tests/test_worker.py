@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import math
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ from tiny_models import bare_model, tokenizer_of
 
 from emosteer import worker as workers
 from emosteer.config import register
+from emosteer.endings import Stopped, check_stopped, stopped_by_signals
 from emosteer.engine import Engine, Origin, Reply, Request
 from emosteer.engine.likelihood import mean_divergences
 from emosteer.errors import EmosteerError, MachineFault
@@ -324,6 +327,55 @@ def test_a_reply_that_a_scorer_cannot_bear_fails_its_cells_and_no_other(
     failures = [json.loads(path.read_text()) for path in again.paths.failures.iterdir()]
     assert {failure["id"] for failure in failures} == bad
     assert {failure["message"] for failure in failures} == {"it cannot read this"}
+
+
+DEAF = """
+import signal
+
+n_calls = 0
+
+def deaf(replies):
+    global n_calls
+    n_calls += 1
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except:
+        AFTERWARDS
+    return {"deaf": [0.0] * len(replies)}
+"""
+
+
+@pytest.mark.parametrize("afterwards", ["pass", "raise ImportError('it failed to import')"])
+def test_a_library_that_swallows_a_signal_neither_fails_a_cell_nor_keeps_the_worker(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, afterwards: str
+) -> None:
+    name = f"deaf_{len(afterwards)}"
+    (tmp_path / f"{name}.py").write_text(DEAF.replace("AFTERWARDS", afterwards))
+    monkeypatch.syspath_prepend(tmp_path)
+    sweep = submitted(tmp_path, model, f"+scorers.deaf._target_={name}.deaf")
+    with pytest.raises(Stopped), stopped_by_signals():
+        Worker(sweep).run()
+    check_stopped()  # what comes after that is not asked to end
+
+    assert sys.modules[name].n_calls == 1
+    assert [sweep.failure(task.cell) for task in sweep.tasks()] == [None] * len(sweep.tasks())
+    assert Claims(sweep.store.paths.claims, 60).taken() == set()
+
+
+def test_a_signal_that_is_swallowed_while_tokens_are_chosen_ends_the_worker(sweep: Sweep, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = []
+
+    class Deaf(Silent):
+        def tokens(self, n: int, rows: float) -> None:
+            told.append(n)
+            with contextlib.suppress(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Stopped), stopped_by_signals():
+        Worker(sweep, Deaf()).run()
+
+    assert len(told) == 1
+    assert left(sweep) == len(sweep.tasks())
 
 
 def test_the_divergence_of_each_reply_from_the_unsteered_model(tmp_path: Path, model: Path) -> None:
